@@ -1,0 +1,62 @@
+"""The service, wired together: `gunicorn app:app` serves it."""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Flask, Response
+
+from problems import register_problems
+from routes import routes
+from runner import Runner
+from service import Service, attach
+from settings import DEPLOYED_BATCH_CAP, Settings, load_settings
+from store import MemoryStore
+
+logger = logging.getLogger(__name__)
+
+# A multipart request is larger than the file in it, by its boundaries and other fields.
+REQUEST_OVERHEAD_BYTES = 64 * 1024
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Make the service with `settings`, by default those of the environment. Raises `SettingsError`.
+
+    Nothing is opened or started before the first upload.
+    """
+    settings = settings or load_settings()
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    app = Flask(__name__)
+    app.config.update(
+        MAX_UPLOAD_BYTES=settings.max_upload_bytes,
+        MAX_CONTENT_LENGTH=settings.max_upload_bytes + REQUEST_OVERHEAD_BYTES,
+        TRUSTED_HOSTS=list(settings.trusted_hosts) or None,
+    )
+    store = MemoryStore(settings.keep_batches)
+    attach(app, Service(settings, store, Runner(settings, store)))
+    app.register_blueprint(routes)
+    app.after_request(_add_security_headers)
+    register_problems(app)
+    _warn_of_settings(settings)
+    return app
+
+
+def _add_security_headers(response: Response) -> Response:
+    response.headers["Content-Security-Policy"] = (
+        "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+    )
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "same-origin"
+    return response
+
+
+def _warn_of_settings(settings: Settings) -> None:
+    if settings.max_csv_rows > DEPLOYED_BATCH_CAP:
+        logger.warning(
+            "MAX_CSV_ROWS is %s, but the deployed directory takes at most %s hospitals to a batch",
+            settings.max_csv_rows,
+            DEPLOYED_BATCH_CAP,
+        )
+
+
+app = create_app()

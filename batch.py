@@ -1,0 +1,117 @@
+"""The plain data of the service: a batch, its rows, and the names of the states they can be in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+
+class RowStatus(StrEnum):
+    """What is known of one row in the directory."""
+
+    PENDING = "pending"
+    CREATED = "created"
+    CREATED_AND_ACTIVATED = "created_and_activated"
+    FAILED = "failed"
+    DELETED = "deleted"
+
+
+class BatchStatus(StrEnum):
+    """`processing` while a run works on the batch; every other status is how the last run ended."""
+
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    ROLLED_BACK = "rolled_back"
+
+
+class WaitingFor(StrEnum):
+    """Why a batch that is processing stands still."""
+
+    WAKE = "wake"
+    RATE_LIMIT = "rate_limit"
+    DIRECTORY = "directory"
+    DELAY = "delay"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One hospital of a batch. `row` counts from 1 in the order of the file; `phone` is None when there is none."""
+
+    row: int
+    name: str
+    address: str
+    phone: str | None
+    status: RowStatus = RowStatus.PENDING
+    hospital_id: int | None = None
+    error_message: str | None = None
+
+    @property
+    def in_directory(self) -> bool:
+        """Whether the row is in the directory, as far as is known."""
+        return self.status in (RowStatus.CREATED, RowStatus.CREATED_AND_ACTIVATED)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One upload and how far it has come. Times are aware and in UTC; a new state is a new object."""
+
+    batch_id: str
+    filename: str
+    rows: tuple[Row, ...]
+    created_at: datetime
+    status: BatchStatus = BatchStatus.PROCESSING
+    completed_at: datetime | None = None
+    batch_activated: bool = False
+    error_message: str | None = None
+    waiting_for: WaitingFor | None = None
+    # When the run that is under way started, and when it should end by what is known now.
+    run_started_at: datetime | None = None
+    expected_end: datetime | None = None
+    # Of `rows_digest`, to find the same rows again.
+    rows_digest: str = ""
+    # The time that runs before this one took, in seconds.
+    earlier_seconds: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether no run works on the batch any more."""
+        return self.status is not BatchStatus.PROCESSING
+
+    @property
+    def processed(self) -> int:
+        """How many rows are in the directory."""
+        return sum(row.in_directory for row in self.rows)
+
+    @property
+    def failed(self) -> int:
+        """How many rows failed."""
+        return sum(row.status is RowStatus.FAILED for row in self.rows)
+
+    def processing_seconds(self, now: datetime) -> float:
+        """How long the batch was worked on, in seconds, summed over its runs and counting up while one works."""
+        if self.run_started_at is None:
+            return self.earlier_seconds
+        return self.earlier_seconds + max(0.0, (now - self.run_started_at).total_seconds())
+
+    def estimated_seconds(self, now: datetime) -> float | None:
+        """How many seconds are left by what is known now; None when the batch has ended."""
+        if self.ended or self.expected_end is None:
+            return None
+        return max(0.0, (self.expected_end - now).total_seconds())
+
+
+def utc_now() -> datetime:
+    """The time now, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+def rows_digest(rows: Iterable[Row]) -> str:
+    """The same text for the same hospitals in any order, another one for others."""
+    hospitals = sorted((row.name, row.address, row.phone or "") for row in rows)
+    return hashlib.sha256(json.dumps(hospitals).encode()).hexdigest()

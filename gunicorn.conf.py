@@ -1,0 +1,46 @@
+"""How gunicorn serves the service: one process with threads, since what runs is kept in memory."""
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from service import service
+from settings import WORKER_THREADS, SettingsError, load_settings
+
+try:
+    bind = f"0.0.0.0:{load_settings().port}"
+except SettingsError as error:
+    # Here, before there is a worker, it ends gunicorn with a sentence; in the app it would be a stack trace.
+    sys.exit(str(error))
+# WEB_CONCURRENCY would set more, and each process would have batches and a rate limit of its own.
+workers = 1
+worker_class = "gthread"
+threads = WORKER_THREADS
+graceful_timeout = 20
+# It would be written into the home directory.
+control_socket_disable = True
+
+
+def post_worker_init(worker: Any) -> None:
+    """Stop the batches first when gunicorn is told to stop, so that callers who wait are answered before it goes."""
+    told_to_stop = threading.Event()
+    runner = service(worker.app.callable).runner
+
+    def stop_when_told() -> None:
+        told_to_stop.wait()
+        runner.stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        # A signal may come at any moment, so nothing is done here but to say so. Ctrl-C, which reaches the worker
+        # too, would otherwise end it at once.
+        told_to_stop.set()
+        worker.handle_exit(number, frame)
+
+    threading.Thread(target=stop_when_told, name="stop", daemon=True).start()
+    for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(signal_number, handle)

@@ -1,0 +1,92 @@
+"""Refusals: RFC 9457 problem documents for programs, a page for browsers; never a stack trace."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask, Response, current_app, render_template, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge, SecurityError
+
+logger = logging.getLogger(__name__)
+
+
+class Problem(Exception):
+    """A refusal: its HTTP status, a sentence that says what is wrong and what to do, and, for a CSV, every error."""
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        detail: str,
+        *,
+        errors: Sequence[Mapping[str, Any]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.errors = errors
+        self.headers = headers or {}
+
+
+def prefers_html() -> bool:
+    """Whether the caller would rather have a page than JSON; curl's `*/*` would not."""
+    accept = request.accept_mimetypes
+    return accept["text/html"] > accept["application/json"]
+
+
+def register_problems(app: Flask) -> None:
+    """Answer every refusal and every failure of `app` as a problem."""
+    app.register_error_handler(Problem, _answer)
+    app.register_error_handler(HTTPException, _answer_http_exception)
+    app.register_error_handler(Exception, _answer_failure)
+
+
+def _answer(problem: Problem) -> Response:
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": problem.status.phrase,
+        "status": problem.status.value,
+        "detail": problem.detail,
+    }
+    if problem.errors:
+        body["errors"] = list(problem.errors)
+    if prefers_html():
+        answer = Response(render_template("problem.html", problem=body), mimetype="text/html")
+    else:
+        answer = Response(json.dumps(body) + "\n", mimetype="application/problem+json")
+    answer.status_code = problem.status.value
+    answer.headers.extend(dict(problem.headers))
+    return answer
+
+
+def _answer_http_exception(error: HTTPException) -> Response:
+    status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
+    headers = {}
+    detail = error.description or status.phrase
+    match error:
+        case NotFound():
+            detail = f"There is nothing at {request.path[:200]}."
+        case MethodNotAllowed():
+            allowed = ", ".join(sorted(error.valid_methods or ()))
+            headers["Allow"] = allowed
+            detail = f"{request.method[:20]} is not possible here; allowed: {allowed}."
+        case RequestEntityTooLarge():
+            most = current_app.config["MAX_UPLOAD_BYTES"]
+            detail = f"The file is too large: at most {most:,} bytes are taken. Split it into several files."
+        case SecurityError():
+            detail = "This host name is not one of TRUSTED_HOSTS."
+    return _answer(Problem(status, detail, headers=headers))
+
+
+def _answer_failure(error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.path, exc_info=error)
+    return _answer(
+        Problem(
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            "An error in this service; its log says which. Nothing is known to be wrong with what you sent.",
+        )
+    )

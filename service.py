@@ -1,0 +1,36 @@
+"""What the routes work with: the parts of one running service, found on the Flask app."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from flask import Flask, current_app
+
+from runner import Runner
+from settings import WORKER_THREADS, Settings
+from store import Store
+
+_EXTENSION = "hospital_bulk"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts of one service. A caller who waits holds a thread, so at most half of the threads may wait."""
+
+    settings: Settings
+    store: Store
+    runner: Runner
+    waiting_places: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(WORKER_THREADS // 2))
+
+
+def attach(app: Flask, parts: Service) -> None:
+    """Give `app` the parts it serves with."""
+    app.extensions[_EXTENSION] = parts
+
+
+def service(app: Flask | None = None) -> Service:
+    """The parts of the service that answers the current request, or of `app`."""
+    parts = (app or current_app).extensions[_EXTENSION]
+    assert isinstance(parts, Service)  # noqa: S101 - set by attach() alone
+    return parts

@@ -1,0 +1,59 @@
+"""What an upload request holds: the file, its name, and the encoding the caller named."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from flask import current_app, request
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from problems import Problem
+
+MAX_FILENAME = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file as it came; `encoding` is None when the caller named none."""
+
+    filename: str
+    content: bytes
+    encoding: str | None
+
+
+def read_upload() -> Upload:
+    """The file of the current request. Raises `Problem`: 415 not multipart, 413 too large, 400 without one file."""
+    if request.mimetype != "multipart/form-data":
+        raise Problem(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "Send the file as multipart/form-data in the field `file`: curl -F file=@hospitals.csv",
+        )
+    files = request.files.getlist("file")
+    if not files or not files[0].filename:
+        raise _missing_file()
+    if len(files) > 1:
+        raise _refused("several_files", f"{len(files)} files were sent; send each in a request of its own.")
+    content = files[0].read()
+    if len(content) > current_app.config["MAX_UPLOAD_BYTES"]:
+        raise RequestEntityTooLarge
+    return Upload(_clean_filename(files[0].filename), content, request.form.get("encoding") or None)
+
+
+def _missing_file() -> Problem:
+    if "file" in request.form:
+        return _refused("missing_file", "The field `file` holds text and no file; with curl: -F file=@hospitals.csv")
+    others = ", ".join(sorted(request.files))[:100]
+    found = f" A file came in the field `{others}`; rename that to `file`." if others else ""
+    return _refused("missing_file", f"No file was chosen: send it in the field `file`.{found}")
+
+
+def _refused(code: str, message: str) -> Problem:
+    error = {"row": None, "line": None, "column": None, "code": code, "message": message}
+    return Problem(HTTPStatus.BAD_REQUEST, message, errors=[error])
+
+
+def _clean_filename(filename: str) -> str:
+    """The name without control characters, short enough to be shown and logged."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "", filename)[:MAX_FILENAME]
