@@ -25,7 +25,7 @@ STOP_SECONDS = 25.0
 WELCOME = """
 The page:      http://{host}:{port}/
 Or with curl:  curl -F file=@sample_hospitals.csv http://{host}:{port}/hospitals/bulk
-The directory: {directory}/docs (embedded; it forgets everything when it ends)
+The directory: {directory}/hospitals/ (embedded; it forgets everything when it ends)
 
 Ctrl-C ends both.
 """
