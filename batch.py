@@ -30,6 +30,13 @@ class BatchStatus(StrEnum):
     ROLLED_BACK = "rolled_back"
 
 
+class Goal(StrEnum):
+    """What a run works towards: every row active in the directory, or none there at all."""
+
+    ACTIVATE = "activate"
+    REMOVE = "remove"
+
+
 class WaitingFor(StrEnum):
     """Why a batch that is processing stands still."""
 
@@ -66,6 +73,7 @@ class Batch:
     rows: tuple[Row, ...]
     created_at: datetime
     status: BatchStatus = BatchStatus.PROCESSING
+    goal: Goal = Goal.ACTIVATE
     completed_at: datetime | None = None
     batch_activated: bool = False
     error_message: str | None = None

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from batch import Batch, Row, rows_digest, utc_now
 from hospital_client import HospitalClient
 from pacing import Pacer
-from rounds import Run
+from rounds import Run, RunContext
 from settings import Settings
 from store import Store
 
@@ -30,6 +30,7 @@ class Runner:
         self._stopping = threading.Event()
         self._client = HospitalClient(settings, self._stopping)
         self._pacer = Pacer(settings, self._client.knock)
+        self._context = RunContext(settings, store, self._client, self._pacer, self._stopping)
         self._pool = ThreadPoolExecutor(settings.max_running_batches, thread_name_prefix="batch")
         self._runs: dict[str, Run] = {}
         self._lock = threading.Lock()
@@ -49,7 +50,7 @@ class Runner:
             expected_end=now,
             rows_digest=rows_digest(rows),
         )
-        run = Run(batch, self._settings, self._store, self._client, self._pacer, self._stopping)
+        run = Run(batch, self._context)
         with self._lock:
             if self._stopping.is_set() or len(self._runs) >= self._settings.max_running_batches:
                 raise TooManyBatchesError

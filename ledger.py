@@ -1,0 +1,103 @@
+"""What a run knows of its batch: the rows as they stand, and how they reach the store."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from batch import Batch, BatchStatus, Row, RowStatus, WaitingFor, utc_now
+from reconcile import Found
+from store import Store
+
+
+class Ledger:
+    """The rows of one batch, kept by the thread that runs it; changes are gathered, and stored by `save()`.
+
+    `report()` alone may be called from other threads: outcomes wait there until `take_reports()`.
+    """
+
+    def __init__(self, batch: Batch, store: Store) -> None:
+        self.batch = batch
+        self._store = store
+        self._rows = {row.row: row for row in batch.rows}
+        self._unsaved: set[int] = set()
+        self._reports: deque[Row] = deque()
+        self._waiting_for: WaitingFor | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows, in their order."""
+        return list(self._rows.values())
+
+    @property
+    def missing(self) -> list[Row]:
+        """The rows that are still to be created."""
+        return [row for row in self._rows.values() if row.status is RowStatus.PENDING]
+
+    @property
+    def failed(self) -> list[Row]:
+        """The rows that were given up."""
+        return [row for row in self._rows.values() if row.status is RowStatus.FAILED]
+
+    def report(self, row: Row) -> None:
+        """Hand in what became of a row."""
+        self._reports.append(row)
+
+    def take_reports(self) -> None:
+        """Enter what was handed in."""
+        while self._reports:
+            self._enter(self._reports.popleft())
+
+    def fail(self, rows: Iterable[Row], message: str) -> None:
+        """Give these rows up."""
+        for row in rows:
+            self._enter(replace(row, status=RowStatus.FAILED, error_message=message))
+
+    def adopt(self, found: Found) -> None:
+        """Take what a listing found for what is there; a row that was created and is not there is missing again."""
+        for row in self.rows:
+            hospital = found.rows.get(row.row)
+            if hospital is not None:
+                self._enter(replace(row, status=RowStatus.CREATED, hospital_id=hospital.id, error_message=None))
+            elif row.in_directory:
+                self._enter(replace(row, status=RowStatus.PENDING, hospital_id=None))
+
+    def all_became(self, status: RowStatus) -> None:
+        """Enter that every row that is in the directory is now in this state there."""
+        for row in self.rows:
+            if row.in_directory:
+                self._enter(replace(row, status=status))
+
+    def wait_for(self, what: WaitingFor | None, seconds_left: float) -> None:
+        """Store what the batch waits for, and in how many seconds it should end by what is known now."""
+        self.save(waiting_for=what, expected_end=utc_now() + timedelta(seconds=seconds_left))
+
+    def end(self, status: BatchStatus, message: str | None) -> None:
+        """Store how the run ended; `batch` is then the batch as it was left."""
+        now = utc_now()
+        changes: dict[str, Any] = {
+            "status": status,
+            "error_message": message,
+            "batch_activated": status is BatchStatus.COMPLETED,
+            "completed_at": now,
+            "earlier_seconds": self.batch.processing_seconds(now),
+            "run_started_at": None,
+            "waiting_for": None,
+            "expected_end": None,
+        }
+        self.batch = replace(self.batch, rows=tuple(self.rows), **changes)
+        self.save(**changes)
+
+    def save(self, **changes: Any) -> None:
+        """Store the rows that changed, and these fields of the batch."""
+        rows = [self._rows[number] for number in sorted(self._unsaved)]
+        self._unsaved.clear()
+        self._store.save(self.batch.batch_id, rows, **changes)
+
+    def _enter(self, row: Row) -> None:
+        if row != self._rows[row.row]:
+            self._rows[row.row] = row
+            self._unsaved.add(row.row)
