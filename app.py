@@ -11,6 +11,7 @@ from routes import routes
 from runner import Runner
 from service import Service, attach
 from settings import DEPLOYED_BATCH_CAP, Settings, load_settings
+from sql_store import SqliteStore
 from store import MemoryStore
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ REQUEST_OVERHEAD_BYTES = 64 * 1024
 def create_app(settings: Settings | None = None) -> Flask:
     """Make the service with `settings`, by default those of the environment. Raises `SettingsError`.
 
-    Nothing is opened or started before the first upload.
+    Nothing is opened or started before `Service.start()`, which the first request calls at the latest.
     """
     settings = settings or load_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -32,8 +33,10 @@ def create_app(settings: Settings | None = None) -> Flask:
         MAX_CONTENT_LENGTH=settings.max_upload_bytes + REQUEST_OVERHEAD_BYTES,
         TRUSTED_HOSTS=list(settings.trusted_hosts) or None,
     )
-    store = MemoryStore(settings.keep_batches)
-    attach(app, Service(settings, store, Runner(settings, store)))
+    store = SqliteStore(settings.database_url) if settings.database_url else MemoryStore(settings.keep_batches)
+    parts = Service(settings, store, Runner(settings, store))
+    attach(app, parts)
+    app.before_request(parts.start)
     app.register_blueprint(routes)
     app.after_request(_add_security_headers)
     register_problems(app)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -63,6 +63,19 @@ class Row:
         """Whether the row is in the directory, as far as is known."""
         return self.status in (RowStatus.CREATED, RowStatus.CREATED_AND_ACTIVATED)
 
+    def made_pending(self) -> Row:
+        """The row as it is before it is tried again."""
+        return replace(self, status=RowStatus.PENDING, hospital_id=None, error_message=None)
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """The key that an upload came under, unique for its `owner`, and the digest of all that was uploaded with it."""
+
+    owner: str
+    key: str
+    upload_digest: str
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -81,6 +94,7 @@ class Batch:
     # When the run that is under way started, and when it should end by what is known now.
     run_started_at: datetime | None = None
     expected_end: datetime | None = None
+    idempotency_key: IdempotencyKey | None = None
     # Of `rows_digest`, to find the same rows again.
     rows_digest: str = ""
     # The time that runs before this one took, in seconds.
@@ -112,6 +126,26 @@ class Batch:
         if self.ended or self.expected_end is None:
             return None
         return max(0.0, (self.expected_end - now).total_seconds())
+
+    def with_rows(self, rows: Iterable[Row]) -> Batch:
+        """The batch with those rows, told by their number, in place of its own."""
+        changed = {row.row: row for row in rows}
+        if not changed:
+            return self
+        return replace(self, rows=tuple(changed.get(row.row, row) for row in self.rows))
+
+    def begun(self, goal: Goal, rows: Iterable[Row], now: datetime) -> Batch:
+        """The batch at the start of another run at `now`, with those rows in place of its own."""
+        return replace(
+            self.with_rows(rows),
+            status=BatchStatus.PROCESSING,
+            goal=goal,
+            completed_at=None,
+            batch_activated=False,
+            error_message=None,
+            run_started_at=now,
+            expected_end=now,
+        )
 
 
 def utc_now() -> datetime:

@@ -27,6 +27,8 @@ class ErrorCode(StrEnum):
     BAD_CHARACTER = "bad_character"
     BAD_PHONE = "bad_phone"
     DUPLICATE_ROW = "duplicate_row"
+    BAD_ROW = "bad_row"
+    NOT_FAILED = "not_failed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ from csv_errors import CsvError, ErrorCode, FileRefusedError, quoted, shown
 
 COLUMNS = ("name", "address", "phone")
 REQUIRED_COLUMNS = ("name", "address")
+# The columns of the file that tells what became of each row, and that is taken back at its batch.
+RESULTS_COLUMNS = (*COLUMNS, "row", "hospital_id", "status", "error_message")
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 # Around a value this is dropped: Unicode's white space and the zero-width spaces that come along from web pages.
@@ -27,7 +29,7 @@ WHITE_SPACE = (
 # Excel takes a first line `sep=;` as the separator and not as a row; saved again, it may be quoted or padded.
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t])"?[,;\t ]*(?:\n|\Z)', re.IGNORECASE)
 
-_COLUMNS_OF_OUR_RESULTS = frozenset({"row", "hospital_id", "status"})
+_COLUMNS_OF_OUR_RESULTS = frozenset(RESULTS_COLUMNS) - set(COLUMNS) - {"error_message"}
 _ALSO_CALLED = {"hospital": "name", "location": "address", "street": "address", "tel": "phone", "mobile": "phone"}
 _LEAST_LIKENESS = 0.7
 _MOST_UNKNOWN_COLUMNS_NAMED = 10
@@ -76,15 +78,18 @@ class MalformedRecordError(Exception):
         self.reason = reason
 
 
-def read_table(text: str) -> Table:
-    """The table in `text`, whose line ends are LF. Raises FileRefusedError with what is wrong with the header."""
+def read_table(text: str, known: tuple[str, ...] = COLUMNS) -> Table:
+    """The table in `text`, whose line ends are LF, with these `known` columns.
+
+    Raises FileRefusedError with what is wrong with the header.
+    """
     start = _after_blank_lines(text, 0)
     separators = list(SEPARATORS)
     if told := _SEPARATOR_LINE.match(text, start):
         start = _after_blank_lines(text, told.end())
         separators = [told.group(1)]
-    table = _likeliest_table(text[start:], separators, first_line=1 + text.count("\n", 0, start))
-    errors = _errors_in_header(table)
+    table = _likeliest_table(text[start:], separators, 1 + text.count("\n", 0, start), known)
+    errors = _errors_in_header(table, known)
     if errors:
         raise FileRefusedError(*errors)
     return table
@@ -96,12 +101,12 @@ def _after_blank_lines(text: str, start: int) -> int:
     return max(start, text.rfind("\n", start, blank) + 1)
 
 
-def _likeliest_table(text: str, separators: list[str], first_line: int) -> Table:
+def _likeliest_table(text: str, separators: list[str], first_line: int, known: tuple[str, ...]) -> Table:
     """The reading of the header that finds the most known columns; failing any, the most fields."""
     tables, broken = [], None
     for separator in separators:
         try:
-            tables.append(_open_table(text, separator, first_line))
+            tables.append(_open_table(text, separator, first_line, known))
         except MalformedRecordError as error:
             broken = broken or error
     best = max(tables, key=lambda table: (len(table.columns), len(table.headings)), default=None)
@@ -123,14 +128,14 @@ def _refuse_as_empty() -> NoReturn:
     )
 
 
-def _open_table(text: str, separator: str, first_line: int) -> Table:
+def _open_table(text: str, separator: str, first_line: int, known: tuple[str, ...]) -> Table:
     records = _records(text, separator, first_line)
     header = next(records, Record(first_line, []))
     keys = [field.casefold() for field in header.fields]
     return Table(
         line=header.line,
         headings=[field for field in header.fields if field],
-        columns={key: keys.index(key) for key in keys if key in COLUMNS},
+        columns={key: keys.index(key) for key in keys if key in known},
         separator=separator,
         records=records,
     )
@@ -159,13 +164,13 @@ def _why_malformed(error: csv.Error) -> str:
     return _TEXT_AFTER_QUOTE
 
 
-def _errors_in_header(table: Table) -> list[CsvError]:
+def _errors_in_header(table: Table, known: tuple[str, ...]) -> list[CsvError]:
     counts = Counter(heading.casefold() for heading in table.headings)
-    if counts.keys() >= _COLUMNS_OF_OUR_RESULTS:
+    if known == COLUMNS and counts.keys() >= _COLUMNS_OF_OUR_RESULTS:
         return [_results_file(table)]
     if not table.columns:
         return [_no_header(table)]
-    return [*_missing_columns(table), *_duplicate_columns(table, counts), *_unknown_columns(table)]
+    return [*_missing_columns(table, known), *_duplicate_columns(table, counts), *_unknown_columns(table, known)]
 
 
 def _results_file(table: Table) -> CsvError:
@@ -191,9 +196,10 @@ def _no_header(table: Table) -> CsvError:
     return CsvError(ErrorCode.MISSING_COLUMN, f"{problem}: line {table.line} reads {found}. {advice}", line=table.line)
 
 
-def _missing_columns(table: Table) -> Iterator[CsvError]:
+def _missing_columns(table: Table, known: tuple[str, ...]) -> Iterator[CsvError]:
     found = _some(table.headings)
-    for column in REQUIRED_COLUMNS:
+    required = REQUIRED_COLUMNS if known == COLUMNS else (*REQUIRED_COLUMNS, "row")
+    for column in required:
         if column not in table.columns:
             message = f"Line {table.line}: there is no column {column}; the columns found are {found}."
             yield CsvError(ErrorCode.MISSING_COLUMN, message, line=table.line, column=column)
@@ -206,18 +212,22 @@ def _duplicate_columns(table: Table, counts: Counter[str]) -> Iterator[CsvError]
             yield CsvError(ErrorCode.DUPLICATE_COLUMN, message, line=table.line, column=column)
 
 
-def _unknown_columns(table: Table) -> Iterator[CsvError]:
+def _unknown_columns(table: Table, known: tuple[str, ...]) -> Iterator[CsvError]:
     """An error for each, up to a number that somebody may read; the last one counts the others."""
-    unknown = [heading for heading in table.headings if heading.casefold() not in COLUMNS]
+    unknown = [heading for heading in table.headings if heading.casefold() not in known]
     for heading in unknown[:_MOST_UNKNOWN_COLUMNS_NAMED]:
         meant = _meant(heading, table)
-        advice = f"did you mean {meant}?" if meant else "remove it: only name, address and phone are taken."
+        advice = f"did you mean {meant}?" if meant else f"remove it: only {_and(known)} are taken."
         message = f"Line {table.line}: the column {quoted(heading)} is not known; {advice}"
         yield CsvError(ErrorCode.UNKNOWN_COLUMN, message, line=table.line, column=shown(heading))
     more = len(unknown) - _MOST_UNKNOWN_COLUMNS_NAMED
     if more > 0:
         message = f"Line {table.line}: unknown columns not listed here: {more:,}; remove them too."
         yield CsvError(ErrorCode.UNKNOWN_COLUMN, message, line=table.line)
+
+
+def _and(columns: tuple[str, ...]) -> str:
+    return f"{', '.join(columns[:-1])} and {columns[-1]}"
 
 
 def _meant(heading: str, table: Table) -> str | None:

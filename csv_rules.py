@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from csv_decoding import decode
 from csv_errors import CsvError, ErrorCode, FileRefusedError, quoted
-from csv_header import REQUIRED_COLUMNS, SEPARATORS, MalformedRecordError, Record, Table, read_table
+from csv_header import COLUMNS, REQUIRED_COLUMNS, SEPARATORS, MalformedRecordError, Record, Table, read_table
 
 __all__ = ["CsvError", "CsvReading", "CsvRow", "ErrorCode", "read_csv"]
 
+NO_NUMBER = 0
 MAX_LENGTHS = {"name": 500, "address": 500, "phone": 50}
 
 # Unicode's category Cc without line breaks and tabs; a carriage return has become a line feed long before.
@@ -55,10 +56,11 @@ def read_csv(content: bytes, *, max_rows: int = 20, encoding: str | None = None)
         table = read_table(decode(content, encoding))
     except FileRefusedError as refusal:
         return CsvReading((), refusal.errors, 0)
-    return _read_rows(table, max_rows)
+    return read_rows(table, max_rows)
 
 
-def _read_rows(table: Table, max_rows: int) -> CsvReading:
+def read_rows(table: Table, max_rows: int) -> CsvReading:
+    """Read the records of a table; in a results file, the column `row` numbers them."""
     records: list[Record] = []
     total, broken = 0, None
     try:
@@ -73,7 +75,7 @@ def _read_rows(table: Table, max_rows: int) -> CsvReading:
         return CsvReading(rows, (_too_many_rows(total, max_rows, exact=broken is None),), total)
     errors = list(_errors_in_rows(rows, records, table))
     if broken:
-        errors.append(_row_error(ErrorCode.MALFORMED, total + 1, broken.line, broken.reason))
+        errors.append(row_error(ErrorCode.MALFORMED, total + 1, broken.line, broken.reason))
     elif not rows:
         errors.append(_no_rows(table))
     return CsvReading(rows, tuple(errors), total)
@@ -93,18 +95,30 @@ def _no_rows(table: Table) -> CsvError:
     return CsvError(ErrorCode.NO_ROWS, message, line=table.line)
 
 
-def _row_error(code: ErrorCode, row: int, line: int, problem: str, column: str | None = None) -> CsvError:
+def row_error(code: ErrorCode, row: int, line: int, problem: str, column: str | None = None) -> CsvError:
+    """An error in one row, said with where it is."""
     return CsvError(code, f"Row {row} (line {line}): {problem}", row, line, column)
 
 
 def _row(number: int, record: Record, table: Table) -> CsvRow:
     return CsvRow(
-        row=number,
+        row=_number(record, table) if "row" in table.columns else number,
         line=record.line,
         name=_value(record, table, "name"),
         address=_value(record, table, "address"),
         phone=_value(record, table, "phone") or None,
     )
+
+
+def _number(record: Record, table: Table) -> int:
+    text = _value(record, table, "row")
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else NO_NUMBER
+
+
+def _bad_row(record: Record, table: Table) -> CsvError:
+    value = quoted(_value(record, table, "row"))
+    message = f"Line {record.line}: {value} is not the number of a row; leave the column row as it was."
+    return CsvError(ErrorCode.BAD_ROW, message, line=record.line, column="row")
 
 
 def _value(record: Record, table: Table, column: str) -> str:
@@ -118,16 +132,19 @@ def _errors_in_rows(rows: tuple[CsvRow, ...], records: list[Record], table: Tabl
         problem = _wrong_field_count(record, table)
         if problem:
             # Its values may stand in the wrong columns: whatever else was said of them would only mislead.
-            yield _row_error(ErrorCode.WRONG_FIELD_COUNT, row.row, row.line, problem)
+            yield row_error(ErrorCode.WRONG_FIELD_COUNT, row.row, row.line, problem)
             continue
-        for column in table.columns:
+        if row.row == NO_NUMBER:
+            yield _bad_row(record, table)
+            continue
+        for column in (column for column in table.columns if column in COLUMNS):
             for code, problem in _wrong_value(column, _value(record, table, column)):
-                yield _row_error(code, row.row, row.line, problem, column)
+                yield row_error(code, row.row, row.line, problem, column)
         # What lacks a name or an address has its error, and is the same hospital as nothing else.
-        first = first_of_each.setdefault(_identity(row), row) if row.name and row.address else row
-        if first is not row:
+        first = first_of_each.setdefault(identity(row.name, row.address, row.phone), row)
+        if first is not row and row.name and row.address:
             problem = f"this hospital is already in row {first.row} (line {first.line}); remove one of the two."
-            yield _row_error(ErrorCode.DUPLICATE_ROW, row.row, row.line, problem)
+            yield row_error(ErrorCode.DUPLICATE_ROW, row.row, row.line, problem)
 
 
 def _wrong_field_count(record: Record, table: Table) -> str | None:
@@ -164,6 +181,6 @@ def _wrong_value(column: str, value: str) -> Iterator[tuple[ErrorCode, str]]:
         yield ErrorCode.BAD_PHONE, f"the phone {quoted(value)} has no digit; correct it, or leave it empty."
 
 
-def _identity(row: CsvRow) -> tuple[str, ...]:
+def identity(name: str, address: str, phone: str | None) -> tuple[str, ...]:
     """What two rows for the same hospital have in common: case and spacing do not tell them apart."""
-    return tuple(" ".join(value.split()).casefold() for value in (row.name, row.address, row.phone or ""))
+    return tuple(" ".join(value.split()).casefold() for value in (name, address, phone or ""))

@@ -5,12 +5,17 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import cast
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from flask import Flask
+from gunicorn.arbiter import Arbiter
+from gunicorn.workers.base import Worker
+
 from service import service
 from settings import WORKER_THREADS, SettingsError, load_settings
+from store import StoreError
 
 try:
     bind = f"0.0.0.0:{load_settings().port}"
@@ -26,14 +31,19 @@ graceful_timeout = 20
 control_socket_disable = True
 
 
-def post_worker_init(worker: Any) -> None:
-    """Stop the batches first when gunicorn is told to stop, so that callers who wait are answered before it goes."""
+def post_worker_init(worker: Worker) -> None:
+    """Start the service, and stop it first when gunicorn is told to stop: callers who wait are answered then."""
     told_to_stop = threading.Event()
-    runner = service(worker.app.callable).runner
+    parts = service(cast(Flask, worker.app.callable))
+    try:
+        parts.start()
+    except StoreError as error:
+        worker.log.error("%s", error)
+        sys.exit(Arbiter.WORKER_BOOT_ERROR)  # any other status would have it started again, for ever
 
     def stop_when_told() -> None:
         told_to_stop.wait()
-        runner.stop()
+        parts.stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
         # A signal may come at any moment, so nothing is done here but to say so. Ctrl-C, which reaches the worker

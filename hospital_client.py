@@ -31,6 +31,8 @@ AWAKE_SECONDS = 300.0
 # A batch of 20 is listed in 5 kB; what is larger than this is no answer of the directory.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_WORDS = 300
+# What a database can keep.
+MAX_ID = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +244,9 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 def _hospital(item: Any) -> Hospital | None:
     """The hospital in an answer's JSON, None when it is not one."""
     match item:
-        case {"id": int(number), "name": str(name), "address": str(address), "active": bool(active)}:
+        case {"id": int(number), "name": str(name), "address": str(address), "active": bool(active)} if (
+            abs(number) <= MAX_ID
+        ):
             phone = item.get("phone")
             return Hospital(number, name, address, phone, active) if phone is None or isinstance(phone, str) else None
     return None

@@ -12,6 +12,9 @@ from batch import Batch, BatchStatus, Row, RowStatus, WaitingFor, utc_now
 from reconcile import Found
 from store import Store
 
+# An expected end that moves by less is as good as before.
+WORTH_STORING = timedelta(seconds=0.5)
+
 
 class Ledger:
     """The rows of one batch, kept by the thread that runs it; changes are gathered, and stored by `save()`.
@@ -25,7 +28,8 @@ class Ledger:
         self._rows = {row.row: row for row in batch.rows}
         self._unsaved: set[int] = set()
         self._reports: deque[Row] = deque()
-        self._waiting_for: WaitingFor | None = None
+        self._waiting_for = batch.waiting_for
+        self._expected_end = batch.created_at
 
     @property
     def rows(self) -> list[Row]:
@@ -49,12 +53,13 @@ class Ledger:
     def take_reports(self) -> None:
         """Enter what was handed in."""
         while self._reports:
-            self._enter(self._reports.popleft())
+            row = self._reports.popleft()
+            self._enter(replace(row, error_message=_storable(row.error_message)))
 
     def fail(self, rows: Iterable[Row], message: str) -> None:
         """Give these rows up."""
         for row in rows:
-            self._enter(replace(row, status=RowStatus.FAILED, error_message=message))
+            self._enter(replace(row, status=RowStatus.FAILED, error_message=_storable(message)))
 
     def adopt(self, found: Found) -> None:
         """Take what a listing found for what is there; a row that was created and is not there is missing again."""
@@ -73,14 +78,18 @@ class Ledger:
 
     def wait_for(self, what: WaitingFor | None, seconds_left: float) -> None:
         """Store what the batch waits for, and in how many seconds it should end by what is known now."""
-        self.save(waiting_for=what, expected_end=utc_now() + timedelta(seconds=seconds_left))
+        expected_end = utc_now() + timedelta(seconds=seconds_left)
+        moved = abs(expected_end - self._expected_end)
+        if self._unsaved or what is not self._waiting_for or moved > WORTH_STORING:
+            self._waiting_for, self._expected_end = what, expected_end
+            self.save(waiting_for=what, expected_end=expected_end)
 
     def end(self, status: BatchStatus, message: str | None) -> None:
         """Store how the run ended; `batch` is then the batch as it was left."""
         now = utc_now()
         changes: dict[str, Any] = {
             "status": status,
-            "error_message": message,
+            "error_message": _storable(message),
             "batch_activated": status is BatchStatus.COMPLETED,
             "completed_at": now,
             "earlier_seconds": self.batch.processing_seconds(now),
@@ -101,3 +110,8 @@ class Ledger:
         if row != self._rows[row.row]:
             self._rows[row.row] = row
             self._unsaved.add(row.row)
+
+
+def _storable(message: str | None) -> str | None:
+    """The message without what no text on disk or on the wire can hold: the directory's words may have any."""
+    return None if message is None else message.encode("utf-8", "replace").decode().replace("\0", "?")

@@ -32,6 +32,12 @@ ASLEEP_AFTER_SECONDS = 2.0
 USUAL_WAKE_SECONDS = 25.0
 
 
+_WHAT_TO_DO = {
+    Goal.ACTIVATE: "Whether the batch is active could not be found out: resume it to find out and to go on.",
+    Goal.REMOVE: "What is left of the batch in the directory could not be found out: roll it back again.",
+}
+
+
 class _EndedError(Exception):
     """The run has come to an end that is not its goal."""
 
@@ -124,7 +130,7 @@ class Run:
         except _EndedError as ended:
             self._end(goal, ended.status, str(ended))
         except DirectoryError as error:
-            self._end(goal, BatchStatus.INTERRUPTED, f"{error} Whether the batch is active could not be found out.")
+            self._end(goal, BatchStatus.INTERRUPTED, f"{error} {_WHAT_TO_DO[goal]}")
         except (Stopped, _TurnedError):
             raise
         except Exception:
@@ -162,7 +168,7 @@ class Run:
         except DirectoryError as error:
             if goal is Goal.ACTIVATE:
                 self._ledger.fail(self._ledger.missing, f"Not created: {error}")
-            raise _EndedError(BatchStatus.INTERRUPTED, f"{error} Nothing was sent.") from error
+            raise _EndedError(BatchStatus.INTERRUPTED, f"{error} {_WHAT_TO_DO[goal]}") from error
         finally:
             asleep.cancel()
         self._wait_for(None, lane=lane)
@@ -205,6 +211,7 @@ class Run:
             self._wait_for(self._pacer.waiting_for(lane), lane=lane)
         self._ledger.take_reports()
         self._wait_for(None)
+        self._check_goal(Goal.ACTIVATE)
         if self._stopping.is_set():
             raise Stopped
         if lane.given_up is not None:

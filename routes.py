@@ -4,44 +4,52 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, current_app, redirect, render_template, request, send_from_directory, url_for
 from werkzeug.wrappers import Response as BaseResponse
 
-from batch import Batch, BatchStatus, Row, rows_digest, utc_now
+from batch import Batch, BatchStatus, IdempotencyKey, Row, RowStatus, rows_digest, utc_now
 from batch_json import batch_json
+from csv_errors import CsvError
 from csv_rules import CsvReading, read_csv
 from directory_errors import DirectoryError
 from preferences import parse_prefer
 from problems import Problem, prefers_html
+from results_file import MendingError, mended_rows, read_results, write_results
 from runner import TooManyBatchesError
 from service import service
-from store import BatchNotFoundError
-from upload import Upload, read_upload
+from store import BatchNotFoundError, KeyTakenError, WrongStatusError
+from upload import Upload, read_optional_upload, read_upload
 
 routes = Blueprint("routes", __name__)
 
 DEFAULT_PAGE, LONGEST_PAGE = 50, 200
 BATCHES_ON_FRONT_PAGE = 5
 RETRY_AFTER_SECONDS = "5"
+LONGEST_KEY = 255
+
+_TOO_MANY = "Too many batches run at the moment, so nothing was done. Try it again in a few seconds."
+_WHY_NOT_RESUMED = {
+    BatchStatus.PROCESSING: "The batch is being worked on; wait until that has ended.",
+    BatchStatus.COMPLETED: "The batch is complete and active; there is nothing left to do.",
+    BatchStatus.ROLLED_BACK: "The batch was rolled back; upload its file again instead.",
+}
+
+StatusT = TypeVar("StatusT", BatchStatus, RowStatus)
 
 
 @routes.post("/hospitals/bulk")
 def upload_batch() -> BaseResponse:
     """Create every hospital of a CSV: 200 the batch when it has ended, 202 when the caller did not wait so long."""
     upload = read_upload()
-    reading = _read(upload)
-    if reading.errors:
-        errors = [asdict(error) for error in reading.errors]
-        raise Problem(HTTPStatus.BAD_REQUEST, _count_errors(reading), errors=errors)
-    batch_id = _start(upload, reading)
-    if prefers_html():
-        return redirect(url_for(".show_batch", batch_id=batch_id), HTTPStatus.SEE_OTHER)
-    return _answer_when_ended(batch_id)
+    key = _idempotency_key(upload)
+    batch = service().store.find_key(key.owner, key.key) if key else None
+    return _answer_when_ended(_same_upload(batch, key) if batch and key else _start(upload, key))
 
 
 @routes.post("/hospitals/bulk/validate")
@@ -62,7 +70,7 @@ def validate() -> Response:
 @routes.get("/batches")
 def list_batches() -> BaseResponse:
     """The batches, newest first, without their hospitals; the next page is in the `Link` header."""
-    status, limit = _asked_status(), _asked_limit()
+    status, limit = _asked(BatchStatus), _asked_limit()
     try:
         batches = service().store.page(limit + 1, status=status, after=request.args.get("after"))
     except BatchNotFoundError:
@@ -80,13 +88,58 @@ def list_batches() -> BaseResponse:
 @routes.get("/batches/<batch_id>")
 def show_batch(batch_id: str) -> BaseResponse:
     """One batch, live while it runs."""
-    try:
-        batch = service().store.get(batch_id)
-    except BatchNotFoundError:
-        raise Problem(HTTPStatus.NOT_FOUND, f"There is no batch {batch_id[:100]}.") from None
+    batch = _find(batch_id)
     if prefers_html():
         return Response(render_template("batch.html", batch=batch, now=utc_now()))
     return _json(batch_json(batch, utc_now()))
+
+
+@routes.get("/batches/<batch_id>/results.csv")
+def results(batch_id: str) -> Response:
+    """What became of each row, as a file that can be mended and sent back to resume; `?status=` picks some rows."""
+    batch = _find(batch_id)
+    status = _asked(RowStatus)
+    rows = [row for row in batch.rows if status in (None, row.status)]
+    answer = Response(write_results(rows), mimetype="text/csv")
+    answer.headers["Content-Disposition"] = f"attachment; filename=results-{batch.batch_id}.csv"
+    return answer
+
+
+@routes.post("/batches/<batch_id>/resume")
+def resume(batch_id: str) -> BaseResponse:
+    """Go on where the batch stopped, its failed rows mended by a results file when one is sent."""
+    upload = read_optional_upload()
+
+    def mend(batch: Batch) -> tuple[Row, ...]:
+        if upload is None:
+            return batch.rows
+        reading = read_results(upload.content, max_rows=len(batch.rows), encoding=upload.encoding)
+        return mended_rows(batch, reading)
+
+    try:
+        service().runner.resume(_find(batch_id).batch_id, mend)
+    except MendingError as error:
+        raise _refused_file(error.errors) from None
+    except WrongStatusError as error:
+        raise Problem(HTTPStatus.CONFLICT, _WHY_NOT_RESUMED[error.batch.status]) from None
+    except TooManyBatchesError:
+        raise _unavailable(_TOO_MANY) from None
+    return _answer_when_ended(batch_id)
+
+
+@routes.delete("/batches/<batch_id>")
+@routes.post("/batches/<batch_id>/rollback")
+def roll_back(batch_id: str) -> BaseResponse:
+    """Delete the batch's hospitals from the directory; while it runs, as soon as what is in flight has ended."""
+    try:
+        service().runner.roll_back(_find(batch_id).batch_id)
+    except (TooManyBatchesError, WrongStatusError):
+        raise _unavailable(_TOO_MANY) from None
+    answer = _answer_when_ended(batch_id)
+    batch = _find(batch_id)
+    if batch.status is BatchStatus.INTERRUPTED and not prefers_html():
+        raise Problem(HTTPStatus.BAD_GATEWAY, batch.error_message or "The batch could not be rolled back.")
+    return answer
 
 
 @routes.get("/health")
@@ -124,20 +177,52 @@ def _read(upload: Upload) -> CsvReading:
     return read_csv(upload.content, max_rows=service().settings.max_csv_rows, encoding=upload.encoding)
 
 
-def _start(upload: Upload, reading: CsvReading) -> str:
+def _find(batch_id: str) -> Batch:
     try:
-        return service().runner.start(upload.filename, _rows(reading))
+        return service().store.get(batch_id)
+    except BatchNotFoundError:
+        raise Problem(HTTPStatus.NOT_FOUND, f"There is no batch {batch_id[:100]}.") from None
+
+
+def _start(upload: Upload, key: IdempotencyKey | None) -> str:
+    reading = _read(upload)
+    if reading.errors:
+        raise _refused_file(reading.errors)
+    try:
+        return service().runner.start(upload.filename, _rows(reading), key)
     except TooManyBatchesError:
-        raise _unavailable(
-            "Too many batches run at the moment, so nothing was created. Upload the file again in a few seconds."
-        ) from None
+        raise _unavailable(_TOO_MANY) from None
+    except KeyTakenError as taken:  # by an upload at the same time
+        return _same_upload(taken.batch, key)
+
+
+def _idempotency_key(upload: Upload) -> IdempotencyKey | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return None
+    if not 1 <= len(key) <= LONGEST_KEY:
+        raise Problem(HTTPStatus.BAD_REQUEST, f"`Idempotency-Key` must have 1 to {LONGEST_KEY} characters.")
+    return IdempotencyKey("", key, upload.digest)
+
+
+def _same_upload(batch: Batch, key: IdempotencyKey | None) -> str:
+    """The id of the batch that was made under the same key. Raises `Problem` when it was made of another file."""
+    if batch.idempotency_key != key:
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            f"This `Idempotency-Key` came with another file, which is batch {batch.batch_id}; use a new key.",
+        )
+    return batch.batch_id
 
 
 def _rows(reading: CsvReading) -> tuple[Row, ...]:
     return tuple(Row(row.row, row.name, row.address, row.phone) for row in reading.rows)
 
 
-def _answer_when_ended(batch_id: str) -> Response:
+def _answer_when_ended(batch_id: str) -> BaseResponse:
+    """The batch after waiting as long as the caller wants; a browser is sent to its page at once."""
+    if prefers_html():
+        return redirect(url_for(".show_batch", batch_id=batch_id), HTTPStatus.SEE_OTHER)
     preferences = parse_prefer(",".join(request.headers.getlist("Prefer")))
     most = service().settings.sync_wait_seconds
     batch = _wait(batch_id, preferences.seconds_to_wait(most))
@@ -173,19 +258,18 @@ def _warnings(reading: CsvReading) -> list[dict[str, Any]]:
     ]
 
 
-def _count_errors(reading: CsvReading) -> str:
-    count = len(reading.errors)
-    if count == 1:
-        return reading.errors[0].message
-    return f"The file has {count} errors, so nothing was created: mend them and upload it again."
+def _refused_file(errors: Sequence[CsvError]) -> Problem:
+    count = len(errors)
+    detail = errors[0].message if count == 1 else f"The file has {count} errors, so nothing was done: mend them all."
+    return Problem(HTTPStatus.BAD_REQUEST, detail, errors=[asdict(error) for error in errors])
 
 
-def _asked_status() -> BatchStatus | None:
+def _asked(statuses: type[StatusT]) -> StatusT | None:
     text = request.args.get("status", "")
     try:
-        return BatchStatus(text) if text else None
+        return statuses(text) if text else None
     except ValueError:
-        raise Problem(HTTPStatus.BAD_REQUEST, f"`status` must be one of {', '.join(BatchStatus)}.") from None
+        raise Problem(HTTPStatus.BAD_REQUEST, f"`status` must be one of {', '.join(statuses)}.") from None
 
 
 def _asked_limit() -> int:

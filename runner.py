@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from batch import Batch, Row, rows_digest, utc_now
+from batch import Batch, BatchStatus, Goal, IdempotencyKey, Row, RowStatus, rows_digest, utc_now
 from hospital_client import HospitalClient
 from pacing import Pacer
 from rounds import Run, RunContext
 from settings import Settings
-from store import Store
+from store import Store, WrongStatusError
+
+logger = logging.getLogger(__name__)
 
 # Creates in flight when the service is told to stop get so long to be answered.
 GRACE_SECONDS = 10.0
+
+RESUMABLE = (BatchStatus.FAILED, BatchStatus.INTERRUPTED)
+REMOVABLE = (BatchStatus.COMPLETED, *RESUMABLE)
+
+Mend = Callable[[Batch], tuple[Row, ...]]
 
 
 class TooManyBatchesError(Exception):
@@ -22,7 +32,11 @@ class TooManyBatchesError(Exception):
 
 
 class Runner:
-    """Runs batches, each on a thread of its own. Every method may be called from any thread."""
+    """Runs batches, each on a thread of its own. Every method may be called from any thread.
+
+    `resume` and `roll_back` raise `BatchNotFoundError`, and `WrongStatusError` when the batch is in no state for it;
+    with `start` they raise `TooManyBatchesError`, and then nothing was stored or begun.
+    """
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
@@ -34,11 +48,12 @@ class Runner:
         self._pool = ThreadPoolExecutor(settings.max_running_batches, thread_name_prefix="batch")
         self._runs: dict[str, Run] = {}
         self._lock = threading.Lock()
+        self._run_left = threading.Condition(self._lock)
 
-    def start(self, filename: str, rows: tuple[Row, ...]) -> str:
+    def start(self, filename: str, rows: tuple[Row, ...], key: IdempotencyKey | None = None) -> str:
         """Store a new batch with its rows, all pending, and begin to run it; returns its id at once.
 
-        Raises `TooManyBatchesError`; then nothing was stored.
+        Raises `KeyTakenError` when there is a batch under `key`.
         """
         now = utc_now()
         batch = Batch(
@@ -48,16 +63,49 @@ class Runner:
             created_at=now,
             run_started_at=now,
             expected_end=now,
+            idempotency_key=key,
             rows_digest=rows_digest(rows),
         )
-        run = Run(batch, self._context)
         with self._lock:
-            if self._stopping.is_set() or len(self._runs) >= self._settings.max_running_batches:
-                raise TooManyBatchesError
+            self._check_room()
             self._store.add(batch)
-            self._runs[batch.batch_id] = run
-            self._pool.submit(self._work, run)
+            self._launch(Run(batch, self._context))
         return batch.batch_id
+
+    def resume(self, batch_id: str, mend: Mend = lambda batch: batch.rows) -> None:
+        """Go on where the batch stopped, its failed rows as `mend` leaves them; returns at once."""
+        with self._lock:
+            self._check_room()
+            before = self._store.get(batch_id)
+            if before.status not in RESUMABLE:
+                raise WrongStatusError(before)
+            rows = [row.made_pending() for row in mend(before) if row.status is RowStatus.FAILED]
+            batch = self._store.begin(batch_id, RESUMABLE, Goal.ACTIVATE, rows)
+            self._launch(Run(batch, self._context, _seconds_unknown(before)))
+
+    def roll_back(self, batch_id: str) -> None:
+        """Begin to delete the batch from the directory, also while it runs; returns at once.
+
+        A batch that is rolled back already is left as it is.
+        """
+        with self._lock:
+            while (run := self._runs.get(batch_id)) is not None:
+                if run.turn_to_removal():
+                    return
+                self._run_left.wait()  # it is just ending
+            before = self._store.get(batch_id)
+            if before.status is BatchStatus.ROLLED_BACK:
+                return
+            self._check_room()
+            batch = self._store.begin(batch_id, REMOVABLE, Goal.REMOVE)
+            self._launch(Run(batch, self._context, _seconds_unknown(before)))
+
+    def take_up(self) -> None:
+        """Go on with the batches that ran when the service ended, whatever it had in flight then."""
+        with self._lock:
+            for batch in self._store.unfinished():
+                logger.info("batch %s: taken up", batch.batch_id)
+                self._launch(Run(batch, self._context, seconds_unknown=0.0))
 
     def wait(self, batch_id: str, seconds: float) -> Batch:
         """The batch when its run has ended, or as it stands after so many seconds, or when the service stops.
@@ -87,9 +135,27 @@ class Runner:
         self._pool.shutdown(wait=True)
         cut.cancel()
 
+    def _check_room(self) -> None:
+        if self._stopping.is_set() or len(self._runs) >= self._settings.max_running_batches:
+            raise TooManyBatchesError
+
+    def _launch(self, run: Run) -> None:
+        self._runs[run.batch_id] = run
+        self._pool.submit(self._work, run)
+
     def _work(self, run: Run) -> None:
         try:
             run.run()
+        except Exception:
+            logger.exception("batch %s: how it ended could not be stored", run.batch_id)
         finally:
             with self._lock:
                 del self._runs[run.batch_id]
+                self._run_left.notify_all()
+
+
+def _seconds_unknown(batch: Batch) -> float:
+    """How long ago the last run of the batch may have left something unknown: only an interrupted one did."""
+    if batch.status is not BatchStatus.INTERRUPTED or batch.completed_at is None:
+        return math.inf
+    return max(0.0, (utc_now() - batch.completed_at).total_seconds())

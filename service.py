@@ -22,6 +22,26 @@ class Service:
     store: Store
     runner: Runner
     waiting_places: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(WORKER_THREADS // 2))
+    _starting: threading.Lock = field(default_factory=threading.Lock)
+    _started: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        """Open the store and go on with the batches that ran when the service ended; only the first call does.
+
+        Raises `StoreError`.
+        """
+        if self._started.is_set():
+            return
+        with self._starting:
+            if not self._started.is_set():
+                self.store.open()
+                self.runner.take_up()
+                self._started.set()
+
+    def stop(self) -> None:
+        """End what runs and let go of the store; returns when that is done, in about 10 s."""
+        self.runner.stop()
+        self.store.close()
 
 
 def attach(app: Flask, parts: Service) -> None:

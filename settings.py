@@ -38,6 +38,7 @@ class Settings:
     """What the service runs with; a field's name in capitals is its environment variable."""
 
     hospital_api_base_url: str = DEPLOYED_DIRECTORY
+    database_url: str | None = None
     max_csv_rows: int = DEPLOYED_BATCH_CAP
     max_upload_bytes: int = 1024 * 1024
     directory_timeout_seconds: float = 90.0
@@ -122,6 +123,12 @@ def _base_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _database_url(text: str) -> str:
+    if not re.fullmatch(r"sqlite:///[^?#:]+", text):
+        raise ValueError("empty, to keep batches in memory, or an SQLite file such as sqlite:///hospitals.db")
+    return text
+
+
 def _log_level(text: str) -> str:
     if text.upper() not in LOG_LEVELS:
         raise ValueError(f"one of {', '.join(LOG_LEVELS)}")
@@ -139,6 +146,7 @@ _HOUR = 3600.0
 _EMPTY_MEANS_NONE = {"directory_create_limit"}
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "hospital_api_base_url": _base_url,
+    "database_url": _database_url,
     "max_csv_rows": _whole(1, 100_000),
     "max_upload_bytes": _whole(1, 1024**3),
     "directory_timeout_seconds": _seconds(0.01, _HOUR),

@@ -8,24 +8,62 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol
 
-from batch import Batch, BatchStatus, Row
+from batch import Batch, BatchStatus, Goal, Row, utc_now
+
+
+class StoreError(Exception):
+    """The store cannot be used; the text says why, and what to do."""
 
 
 class BatchNotFoundError(LookupError):
     """No batch has this id."""
 
 
+class KeyTakenError(Exception):
+    """Another batch was made under this idempotency key: `batch`."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch.batch_id)
+        self.batch = batch
+
+
+class WrongStatusError(Exception):
+    """The batch is not in a status from which this can begin: `batch`."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch.batch_id)
+        self.batch = batch
+
+
 class Store(Protocol):
     """What the service asks of a store. Every operation is atomic and may be called from any thread."""
 
+    def open(self) -> None:
+        """Make it ready for use. Raises `StoreError`."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
     def add(self, batch: Batch) -> None:
-        """Keep a new batch with all its rows."""
+        """Keep a new batch with all its rows. Raises `KeyTakenError`."""
 
     def get(self, batch_id: str) -> Batch:
         """The batch as it stands now. Raises `BatchNotFoundError`."""
 
     def save(self, batch_id: str, rows: Iterable[Row] = (), **changes: Any) -> None:
         """Replace those rows (told by their number) and set those fields of the batch. Raises `BatchNotFoundError`."""
+
+    def begin(self, batch_id: str, statuses: Iterable[BatchStatus], goal: Goal, rows: Iterable[Row] = ()) -> Batch:
+        """Begin another run of a batch that has ended in one of `statuses`, with those rows replaced.
+
+        Raises `BatchNotFoundError` and `WrongStatusError`: of several that begin at once, one does.
+        """
+
+    def find_key(self, owner: str, key: str) -> Batch | None:
+        """The batch that was made under this idempotency key, None without one."""
+
+    def unfinished(self) -> list[Batch]:
+        """The batches that a run works on, or worked on when the service ended, oldest first."""
 
     def page(self, limit: int, *, status: BatchStatus | None = None, after: str | None = None) -> list[Batch]:
         """Up to `limit` batches, newest first, of one status or any; from the one that follows `after` on.
@@ -46,12 +84,24 @@ class MemoryStore:
     def __init__(self, keep: int) -> None:
         self._keep = keep
         self._batches: dict[str, Batch] = {}
+        self._keys: dict[tuple[str, str], str] = {}
         self._ended: dict[str, None] = {}  # a dict for its order: the first to end is the first to go
         self._lock = threading.Lock()
 
+    def open(self) -> None:
+        """A dict is always ready."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
     def add(self, batch: Batch) -> None:
-        """Keep a new batch with all its rows."""
+        """Keep a new batch with all its rows. Raises `KeyTakenError`."""
         with self._lock:
+            if batch.idempotency_key is not None:
+                key = (batch.idempotency_key.owner, batch.idempotency_key.key)
+                if key in self._keys:
+                    raise KeyTakenError(self._batches[self._keys[key]])
+                self._keys[key] = batch.batch_id
             self._batches[batch.batch_id] = batch
 
     def get(self, batch_id: str) -> Batch:
@@ -63,13 +113,29 @@ class MemoryStore:
         """Replace those rows (told by their number) and set those fields of the batch. Raises `BatchNotFoundError`."""
         with self._lock:
             batch = self._find(batch_id)
-            if rows:
-                kept = list(batch.rows)
-                for row in rows:
-                    kept[row.row - 1] = row
-                changes["rows"] = tuple(kept)
-            batch = self._batches[batch_id] = replace(batch, **changes)
+            batch = self._batches[batch_id] = replace(batch.with_rows(rows), **changes)
             self._drop_oldest(batch)
+
+    def begin(self, batch_id: str, statuses: Iterable[BatchStatus], goal: Goal, rows: Iterable[Row] = ()) -> Batch:
+        """Begin another run. Raises `BatchNotFoundError` and `WrongStatusError`."""
+        with self._lock:
+            batch = self._find(batch_id)
+            if batch.status not in statuses:
+                raise WrongStatusError(batch)
+            batch = self._batches[batch_id] = batch.begun(goal, rows, utc_now())
+            self._ended.pop(batch_id, None)
+            return batch
+
+    def find_key(self, owner: str, key: str) -> Batch | None:
+        """The batch that was made under this idempotency key, None without one."""
+        with self._lock:
+            batch_id = self._keys.get((owner, key))
+            return None if batch_id is None else self._batches[batch_id]
+
+    def unfinished(self) -> list[Batch]:
+        """The batches that a run works on: none is left of a service that ended."""
+        with self._lock:
+            return [batch for batch in self._batches.values() if not batch.ended]
 
     def page(self, limit: int, *, status: BatchStatus | None = None, after: str | None = None) -> list[Batch]:
         """Up to `limit` batches, newest first. Raises `BatchNotFoundError` when there is no batch `after`."""
@@ -101,10 +167,11 @@ class MemoryStore:
             raise BatchNotFoundError(batch_id) from None
 
     def _drop_oldest(self, batch: Batch) -> None:
-        if not batch.ended:
-            self._ended.pop(batch.batch_id, None)  # it runs again
-            return
-        self._ended.setdefault(batch.batch_id)
+        if batch.ended:
+            self._ended.setdefault(batch.batch_id)
         while len(self._ended) > self._keep:
             oldest = next(iter(self._ended))
-            del self._ended[oldest], self._batches[oldest]
+            del self._ended[oldest]
+            key = self._batches.pop(oldest).idempotency_key
+            if key is not None:
+                del self._keys[key.owner, key.key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -22,17 +23,34 @@ class Upload:
     content: bytes
     encoding: str | None
 
+    @property
+    def digest(self) -> str:
+        """The same text for the same upload, another one for another."""
+        return hashlib.sha256(f"{self.encoding or ''}\n".encode() + self.content).hexdigest()
+
 
 def read_upload() -> Upload:
     """The file of the current request. Raises `Problem`: 415 not multipart, 413 too large, 400 without one file."""
+    upload = read_optional_upload(must_be_multipart=True)
+    if upload is None:
+        raise _missing_file()
+    return upload
+
+
+def read_optional_upload(*, must_be_multipart: bool = False) -> Upload | None:
+    """The file of the current request, None when none was chosen. Raises `Problem`: 415, 413, 400 several files."""
     if request.mimetype != "multipart/form-data":
+        if not must_be_multipart and not request.get_data():
+            return None
         raise Problem(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             "Send the file as multipart/form-data in the field `file`: curl -F file=@hospitals.csv",
         )
     files = request.files.getlist("file")
     if not files or not files[0].filename:
-        raise _missing_file()
+        if "file" in request.form:
+            raise _missing_file()
+        return None
     if len(files) > 1:
         raise _refused("several_files", f"{len(files)} files were sent; send each in a request of its own.")
     content = files[0].read()
