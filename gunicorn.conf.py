@@ -1,5 +1,6 @@
 """How gunicorn serves the service: one process with threads, since what runs is kept in memory."""
 
+import resource
 import signal
 import sys
 import threading
@@ -33,6 +34,7 @@ control_socket_disable = True
 
 def post_worker_init(worker: Worker) -> None:
     """Start the service, and stop it first when gunicorn is told to stop: callers who wait are answered then."""
+    _allow_open_files()
     told_to_stop = threading.Event()
     parts = service(cast(Flask, worker.app.callable))
     try:
@@ -54,3 +56,9 @@ def post_worker_init(worker: Worker) -> None:
     threading.Thread(target=stop_when_told, name="stop", daemon=True).start()
     for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(signal_number, handle)
+
+
+def _allow_open_files() -> None:
+    """Each create in flight has a connection; the usual soft limit of 1,024 is too low for a thousand of them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -125,14 +125,19 @@ class HospitalClient:
         """Delete one hospital, in one try: after a restart of the directory its id may be another hospital's."""
         self._delete(f"/hospitals/{hospital_id}")
 
+    @property
+    def is_awake(self) -> bool:
+        """Whether the directory answered in the last minutes, and so is not asleep."""
+        return self._answered_at is not None and time.monotonic() - self._answered_at < AWAKE_SECONDS
+
     def wake(self, tell: Tell) -> None:
-        """Return when the directory is awake, at once when it answered in the last minutes.
+        """Return when the directory is awake, at once when it is known to be.
 
         Batches that need it at the same time share one call. `tell` hears what went wrong before each wait.
         """
         asked_at = time.monotonic()
         with self._waking:
-            if self._answered_at is not None and asked_at - self._answered_at < AWAKE_SECONDS:
+            if self.is_awake:
                 return
             if self._not_awake is not None and self._not_awake[0] > asked_at:
                 raise self._not_awake[1]  # found by another batch while this one waited for it

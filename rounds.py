@@ -106,6 +106,10 @@ class Run:
         finally:
             self.released.set()
 
+    def announce(self) -> None:
+        """Store what the run begins with and how long it should take; called once, before `run()`."""
+        self._wait_for(None if self._client.is_awake else WaitingFor.WAKE, lane=self._lane_of_missing())
+
     def turn_to_removal(self) -> bool:
         """Remove the batch instead of activating it: no new row starts. False when the run is just ending."""
         with self._turning:
@@ -154,6 +158,8 @@ class Run:
             raise _TurnedError
 
     def _wake(self, goal: Goal) -> None:
+        if self._client.is_awake:
+            return
         lane = self._lane_of_missing()
 
         def tell(error: DirectoryError) -> None:
@@ -161,7 +167,6 @@ class Run:
 
         asleep = threading.Timer(ASLEEP_AFTER_SECONDS, self._expect_to_wake, [lane])
         asleep.daemon = True
-        self._wait_for(WaitingFor.WAKE, lane=lane)
         asleep.start()
         try:
             self._client.wake(tell)

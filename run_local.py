@@ -65,8 +65,8 @@ def _running_directory() -> Iterator[tuple[subprocess.Popen[str], str]]:
 @contextmanager
 def _running_service(directory: str, port: int) -> Iterator[subprocess.Popen[str]]:
     _check_port(port)
-    hosts = os.environ.get("TRUSTED_HOSTS", f"{HOST},localhost")
-    environ = {"HOSPITAL_API_BASE_URL": directory, "TRUSTED_HOSTS": hosts}
+    environ = {"TRUSTED_HOSTS": f"{HOST},localhost", "DATABASE_URL": "sqlite:///hospitals.db"} | os.environ
+    environ["HOSPITAL_API_BASE_URL"] = directory
     with _running("-m", "gunicorn", "app:app", "--bind", f"{HOST}:{port}", environ=environ) as process:
         give_up_at = time.monotonic() + START_SECONDS
         while not _is_healthy(port):
@@ -84,7 +84,7 @@ def _running(
     process = subprocess.Popen(  # noqa: S603 - fixed commands
         [sys.executable, *arguments],
         cwd=HERE,
-        env=os.environ | (environ or {}),
+        env=environ or os.environ,
         stdout=stdout,
         text=True,
         start_new_session=True,

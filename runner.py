@@ -140,6 +140,7 @@ class Runner:
             raise TooManyBatchesError
 
     def _launch(self, run: Run) -> None:
+        run.announce()
         self._runs[run.batch_id] = run
         self._pool.submit(self._work, run)
 
