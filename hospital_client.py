@@ -147,9 +147,9 @@ class HospitalClient:
                 self._not_awake = (time.monotonic(), error)
                 raise
 
-    def knock(self) -> None:
-        """Ask the directory once whether it is there, as patiently as a sleeper needs."""
-        answer = self._call(HTTPMethod.GET, "/", timeout=WAKE_SECONDS)
+    def knock(self, timeout: float = WAKE_SECONDS) -> None:
+        """Ask the directory once whether it is there, by default as patiently as a sleeper needs."""
+        answer = self._call(HTTPMethod.GET, "/", timeout=timeout)
         if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise OutcomeUnknown(f"The directory is not ready: it answered {answer.status}.")
 

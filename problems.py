@@ -11,6 +11,8 @@ from typing import Any
 from flask import Flask, Response, current_app, render_template, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge, SecurityError
 
+from store import StoreError
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,6 +44,7 @@ def register_problems(app: Flask) -> None:
     """Answer every refusal and every failure of `app` as a problem."""
     app.register_error_handler(Problem, _answer)
     app.register_error_handler(HTTPException, _answer_http_exception)
+    app.register_error_handler(StoreError, _answer_store_error)
     app.register_error_handler(Exception, _answer_failure)
 
 
@@ -80,6 +83,11 @@ def _answer_http_exception(error: HTTPException) -> Response:
         case SecurityError():
             detail = "This host name is not one of TRUSTED_HOSTS."
     return _answer(Problem(status, detail, headers=headers))
+
+
+def _answer_store_error(error: StoreError) -> Response:
+    logger.error("%s %s: %s", request.method, request.path, error)
+    return _answer(Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers={"Retry-After": "5"}))
 
 
 def _answer_failure(error: Exception) -> Response:

@@ -32,6 +32,8 @@ DEFAULT_PAGE, LONGEST_PAGE = 50, 200
 BATCHES_ON_FRONT_PAGE = 5
 RETRY_AFTER_SECONDS = "5"
 LONGEST_KEY = 255
+# Who asks whether the directory is there does not want to wait until it has woken up.
+READY_SECONDS = 10.0
 
 _TOO_MANY = "Too many batches run at the moment, so nothing was done. Try it again in a few seconds."
 _WHY_NOT_RESUMED = {
@@ -108,16 +110,10 @@ def results(batch_id: str) -> Response:
 @routes.post("/batches/<batch_id>/resume")
 def resume(batch_id: str) -> BaseResponse:
     """Go on where the batch stopped, its failed rows mended by a results file when one is sent."""
-    upload = read_optional_upload()
-
-    def mend(batch: Batch) -> tuple[Row, ...]:
-        if upload is None:
-            return batch.rows
-        reading = read_results(upload.content, max_rows=len(batch.rows), encoding=upload.encoding)
-        return mended_rows(batch, reading)
-
+    batch, upload = _find(batch_id), read_optional_upload()
+    reading = upload and read_results(upload.content, max_rows=len(batch.rows), encoding=upload.encoding)
     try:
-        service().runner.resume(_find(batch_id).batch_id, mend)
+        service().runner.resume(batch_id, lambda batch: mended_rows(batch, reading) if reading else batch.rows)
     except MendingError as error:
         raise _refused_file(error.errors) from None
     except WrongStatusError as error:
@@ -135,11 +131,7 @@ def roll_back(batch_id: str) -> BaseResponse:
         service().runner.roll_back(_find(batch_id).batch_id)
     except (TooManyBatchesError, WrongStatusError):
         raise _unavailable(_TOO_MANY) from None
-    answer = _answer_when_ended(batch_id)
-    batch = _find(batch_id)
-    if batch.status is BatchStatus.INTERRUPTED and not prefers_html():
-        raise Problem(HTTPStatus.BAD_GATEWAY, batch.error_message or "The batch could not be rolled back.")
-    return answer
+    return _answer_when_ended(batch_id, or_bad_gateway=True)
 
 
 @routes.get("/health")
@@ -154,7 +146,7 @@ def ready() -> Response:
     service().store.check()
     if request.args.get("directory", "").lower() in ("true", "1"):
         try:
-            service().runner.knock()
+            service().runner.knock(READY_SECONDS)
         except DirectoryError as error:
             raise _unavailable(str(error)) from error
     return _json({"status": "ready"})
@@ -219,13 +211,18 @@ def _rows(reading: CsvReading) -> tuple[Row, ...]:
     return tuple(Row(row.row, row.name, row.address, row.phone) for row in reading.rows)
 
 
-def _answer_when_ended(batch_id: str) -> BaseResponse:
-    """The batch after waiting as long as the caller wants; a browser is sent to its page at once."""
+def _answer_when_ended(batch_id: str, *, or_bad_gateway: bool = False) -> BaseResponse:
+    """The batch after waiting as long as the caller wants; a browser is sent to its page at once.
+
+    `or_bad_gateway` raises `Problem` when the directory was not there to end what was asked for.
+    """
     if prefers_html():
         return redirect(url_for(".show_batch", batch_id=batch_id), HTTPStatus.SEE_OTHER)
     preferences = parse_prefer(",".join(request.headers.getlist("Prefer")))
     most = service().settings.sync_wait_seconds
     batch = _wait(batch_id, preferences.seconds_to_wait(most))
+    if or_bad_gateway and batch.status is BatchStatus.INTERRUPTED:
+        raise Problem(HTTPStatus.BAD_GATEWAY, batch.error_message or "")
     now = utc_now()
     answer = _json(batch_json(batch, now))
     if not batch.ended:

@@ -119,9 +119,9 @@ class Runner:
                 return run.ended_as
         return self._store.get(batch_id)
 
-    def knock(self) -> None:
-        """Ask the directory whether it is there. Raises `DirectoryError` when it is not."""
-        self._client.knock()
+    def knock(self, timeout: float) -> None:
+        """Ask the directory whether it is there. Raises `DirectoryError` when it is not, or not in so many seconds."""
+        self._client.knock(timeout)
 
     def stop(self) -> None:
         """Send no new row, let callers go, and return when every run has stored where it stands: in about 10 s."""

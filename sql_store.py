@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from sqlalchemy import Connection, RowMapping, bindparam, create_engine, event, insert, make_url, select, text, update
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from batch import Batch, BatchStatus, Goal, IdempotencyKey, Row, RowStatus, WaitingFor, utc_now
 from schema import NewerSchemaError, batch_table, bring_up_to_date, row_table
@@ -49,9 +49,10 @@ class SqliteStore:
                 f"{self._path} was written by a newer version of this service (schema {error.version}): "
                 "start that version, or name another file in DATABASE_URL."
             ) from error
-        except (OSError, DBAPIError) as error:
-            reason = error.orig if isinstance(error, DBAPIError) else error.strerror
-            raise StoreError(f"{self._path} cannot be used as the database: {reason}.") from error
+        except OSError as error:
+            raise StoreError(f"{self._path} cannot be used as the database: {error.strerror}.") from error
+        except DBAPIError as error:
+            raise StoreError(f"{self._path} cannot be used as the database: {error.orig}.") from error
 
     def close(self) -> None:
         """Let go of the file."""
@@ -138,7 +139,7 @@ class SqliteStore:
             return connection.scalar(found)
 
     def check(self) -> None:
-        """Return when the store can be read; raise otherwise."""
+        """Return when the store can be read. Raises `StoreError` otherwise."""
         with self._read() as connection:
             connection.execute(text("SELECT 1"))
 
@@ -155,13 +156,22 @@ class SqliteStore:
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
-        with self._writing, self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+        writer = self._engine.execution_options(writes=True)
+        with self._writing, _told_as_store_error(), writer.begin() as connection:
             yield connection
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with self._engine.connect() as connection:
+        with _told_as_store_error(), self._engine.connect() as connection:
             yield connection
+
+
+@contextmanager
+def _told_as_store_error() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise StoreError(f"The database does not answer: {error.orig}. Nothing was done; try it again.") from error
 
 
 def _set_pragmas(connection: DBAPIConnection, _: object) -> None:

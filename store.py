@@ -75,7 +75,7 @@ class Store(Protocol):
         """The id of the newest batch whose `rows_digest` is this and that was not rolled back, None without one."""
 
     def check(self) -> None:
-        """Return when the store can be read; raise otherwise."""
+        """Return when the store can be read. Raises `StoreError` otherwise."""
 
 
 class MemoryStore:
