@@ -6,6 +6,7 @@ import logging
 
 from flask import Flask, Response
 
+from cross_site import refuse_cross_site
 from problems import register_problems
 from routes import routes
 from runner import Runner
@@ -37,6 +38,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     parts = Service(settings, store, Runner(settings, store))
     attach(app, parts)
     app.before_request(parts.start)
+    app.before_request(refuse_cross_site)
     app.register_blueprint(routes)
     app.after_request(_add_security_headers)
     register_problems(app)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from batch import Batch
+from batch import Batch, Row
 
 
 def batch_json(batch: Batch, now: datetime, *, with_hospitals: bool = True) -> dict[str, Any]:
@@ -20,16 +20,7 @@ def batch_json(batch: Batch, now: datetime, *, with_hospitals: bool = True) -> d
         "batch_activated": batch.batch_activated,
     }
     if with_hospitals:
-        answer["hospitals"] = [
-            {
-                "row": row.row,
-                "hospital_id": row.hospital_id,
-                "name": row.name,
-                "status": row.status,
-                "error_message": row.error_message,
-            }
-            for row in batch.rows
-        ]
+        answer["hospitals"] = [row_json(row) for row in batch.rows]
     answer |= {
         "status": batch.status,
         "filename": batch.filename,
@@ -40,6 +31,17 @@ def batch_json(batch: Batch, now: datetime, *, with_hospitals: bool = True) -> d
         "estimated_seconds": None if estimated is None else round(estimated, 1),
     }
     return answer
+
+
+def row_json(row: Row) -> dict[str, Any]:
+    """One row, as it stands in its batch."""
+    return {
+        "row": row.row,
+        "hospital_id": row.hospital_id,
+        "name": row.name,
+        "status": row.status,
+        "error_message": row.error_message,
+    }
 
 
 def _time(moment: datetime | None) -> str | None:

@@ -18,6 +18,7 @@ from batch_json import batch_json
 from csv_errors import CsvError
 from csv_rules import CsvReading, read_csv
 from directory_errors import DirectoryError
+from events import batch_events
 from preferences import parse_prefer
 from problems import Problem, prefers_html
 from results_file import MendingError, mended_rows, read_results, write_results
@@ -94,6 +95,18 @@ def show_batch(batch_id: str) -> BaseResponse:
     if prefers_html():
         return Response(render_template("batch.html", batch=batch, now=utc_now()))
     return _json(batch_json(batch, utc_now()))
+
+
+@routes.get("/batches/<batch_id>/events")
+def follow_batch(batch_id: str) -> Response:
+    """The batch as server-sent events, until it has ended."""
+    batch, places = _find(batch_id), service().stream_places
+    if not places.acquire(blocking=False):
+        raise _unavailable("Too many callers follow batches at the moment; ask for the batch itself now and then.")
+    stream = batch_events(batch, service().store, service().runner.stopping)
+    answer = Response(stream, mimetype="text/event-stream", headers={"Cache-Control": "no-store"})
+    answer.call_on_close(places.release)
+    return answer
 
 
 @routes.get("/batches/<batch_id>/results.csv")

@@ -35,16 +35,16 @@ class Runner:
     """Runs batches, each on a thread of its own. Every method may be called from any thread.
 
     `resume` and `roll_back` raise `BatchNotFoundError`, and `WrongStatusError` when the batch is in no state for it;
-    with `start` they raise `TooManyBatchesError`, and then nothing was stored or begun.
+    with `start` they raise `TooManyBatchesError`, and then nothing was stored or begun. `stopping` is set by `stop`.
     """
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._store = store
-        self._stopping = threading.Event()
-        self._client = HospitalClient(settings, self._stopping)
+        self.stopping = threading.Event()
+        self._client = HospitalClient(settings, self.stopping)
         self._pacer = Pacer(settings, self._client.knock)
-        self._context = RunContext(settings, store, self._client, self._pacer, self._stopping)
+        self._context = RunContext(settings, store, self._client, self._pacer, self.stopping)
         self._pool = ThreadPoolExecutor(settings.max_running_batches, thread_name_prefix="batch")
         self._runs: dict[str, Run] = {}
         self._lock = threading.Lock()
@@ -126,7 +126,7 @@ class Runner:
     def stop(self) -> None:
         """Send no new row, let callers go, and return when every run has stored where it stands: in about 10 s."""
         with self._lock:
-            self._stopping.set()
+            self.stopping.set()
         self._pacer.stop()
         for run in list(self._runs.values()):
             run.released.set()
@@ -136,7 +136,7 @@ class Runner:
         cut.cancel()
 
     def _check_room(self) -> None:
-        if self._stopping.is_set() or len(self._runs) >= self._settings.max_running_batches:
+        if self.stopping.is_set() or len(self._runs) >= self._settings.max_running_batches:
             raise TooManyBatchesError
 
     def _launch(self, run: Run) -> None:

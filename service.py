@@ -16,12 +16,17 @@ _EXTENSION = "hospital_bulk"
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The parts of one service. A caller who waits holds a thread, so at most half of the threads may wait."""
+    """The parts of one service.
+
+    A caller who waits holds a thread, and so does one who follows a stream: at most half of the threads may wait, at
+    most a quarter stream.
+    """
 
     settings: Settings
     store: Store
     runner: Runner
     waiting_places: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(WORKER_THREADS // 2))
+    stream_places: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(WORKER_THREADS // 4))
     _starting: threading.Lock = field(default_factory=threading.Lock)
     _started: threading.Event = field(default_factory=threading.Event)
 
