@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -17,7 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class Problem(Exception):
-    """A refusal: its HTTP status, a sentence that says what is wrong and what to do, and, for a CSV, every error."""
+    """A refusal: its HTTP status, a sentence that says what is wrong and what to do, and, for a CSV, every error.
+
+    `page` makes the page for browsers, where one says more than those that all refusals share.
+    """
 
     def __init__(
         self,
@@ -26,12 +29,14 @@ class Problem(Exception):
         *,
         errors: Sequence[Mapping[str, Any]] = (),
         headers: Mapping[str, str] | None = None,
+        page: Callable[[], str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.errors = errors
         self.headers = headers or {}
+        self.page = page
 
 
 def prefers_html() -> bool:
@@ -58,7 +63,8 @@ def _answer(problem: Problem) -> Response:
     if problem.errors:
         body["errors"] = list(problem.errors)
     if prefers_html():
-        answer = Response(render_template("problem.html", problem=body), mimetype="text/html")
+        page = problem.page() if problem.page else render_template("problem.html", problem=body)
+        answer = Response(page, mimetype="text/html")
     else:
         answer = Response(json.dumps(body) + "\n", mimetype="application/problem+json")
     answer.status_code = problem.status.value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from batch import Batch, Row, RowStatus
@@ -60,6 +60,21 @@ def mended_rows(batch: Batch, reading: CsvReading) -> tuple[Row, ...]:
     if errors:
         raise MendingError(errors)
     return tuple(rows.values())
+
+
+def form_as_results(batch: Batch, form: Mapping[str, str]) -> bytes | None:
+    """The failed rows as the fields `name-3`, `address-3` and `phone-3` of a form have them, None when it has none."""
+    rows = [
+        replace(
+            row,
+            name=form[f"name-{row.row}"],
+            address=form.get(f"address-{row.row}", ""),
+            phone=form.get(f"phone-{row.row}", ""),
+        )
+        for row in batch.rows
+        if f"name-{row.row}" in form
+    ]
+    return write_results(rows).encode() if rows else None
 
 
 def escape(cell: str) -> str:

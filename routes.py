@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -15,13 +15,14 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from batch import Batch, BatchStatus, IdempotencyKey, Row, RowStatus, rows_digest, utc_now
 from batch_json import batch_json
+from check_page import check_view
 from csv_errors import CsvError
 from csv_rules import CsvReading, read_csv
 from directory_errors import DirectoryError
 from events import batch_events
 from preferences import parse_prefer
 from problems import Problem, prefers_html
-from results_file import MendingError, mended_rows, read_results, write_results
+from results_file import MendingError, form_as_results, mended_rows, read_results, write_results
 from runner import TooManyBatchesError
 from service import service
 from store import BatchNotFoundError, KeyTakenError, WrongStatusError
@@ -58,7 +59,10 @@ def upload_batch() -> BaseResponse:
 @routes.post("/hospitals/bulk/validate")
 def validate() -> Response:
     """What an upload would create, and everything that is wrong with it; calls nobody."""
-    reading = _read(read_upload())
+    upload = read_upload()
+    reading = _read(upload)
+    if prefers_html():
+        return Response(_check_page(upload, reading))
     return _json(
         {
             "valid": not reading.errors,
@@ -123,8 +127,7 @@ def results(batch_id: str) -> Response:
 @routes.post("/batches/<batch_id>/resume")
 def resume(batch_id: str) -> BaseResponse:
     """Go on where the batch stopped, its failed rows mended by a results file when one is sent."""
-    batch, upload = _find(batch_id), read_optional_upload()
-    reading = upload and read_results(upload.content, max_rows=len(batch.rows), encoding=upload.encoding)
+    reading = _read_mended(_find(batch_id))
     try:
         service().runner.resume(batch_id, lambda batch: mended_rows(batch, reading) if reading else batch.rows)
     except MendingError as error:
@@ -192,7 +195,7 @@ def _find(batch_id: str) -> Batch:
 def _start(upload: Upload, key: IdempotencyKey | None) -> str:
     reading = _read(upload)
     if reading.errors:
-        raise _refused_file(reading.errors)
+        raise _refused_file(reading.errors, lambda: _check_page(upload, reading))
     try:
         return service().runner.start(upload.filename, _rows(reading), key)
     except TooManyBatchesError:
@@ -258,8 +261,12 @@ def _wait(batch_id: str, seconds: float) -> Batch:
         places.release()
 
 
+def _uploaded_before(reading: CsvReading) -> str | None:
+    return None if reading.errors else service().store.find_same_rows(rows_digest(_rows(reading)))
+
+
 def _warnings(reading: CsvReading) -> list[dict[str, Any]]:
-    before = None if reading.errors else service().store.find_same_rows(rows_digest(_rows(reading)))
+    before = _uploaded_before(reading)
     if before is None:
         return []
     message = f"The same hospitals were uploaded before, as batch {before}; uploading them again creates them again."
@@ -268,10 +275,28 @@ def _warnings(reading: CsvReading) -> list[dict[str, Any]]:
     ]
 
 
-def _refused_file(errors: Sequence[CsvError]) -> Problem:
+def _check_page(upload: Upload, reading: CsvReading) -> str:
+    return render_template(
+        "check.html",
+        filename=upload.filename,
+        encoding=upload.encoding,
+        view=check_view(reading, upload.encoding),
+        uploaded_before=_uploaded_before(reading),
+    )
+
+
+def _read_mended(batch: Batch) -> CsvReading | None:
+    """What mends the failed rows: a results file, or the fields of the batch's page; None when nothing does."""
+    upload = read_optional_upload()
+    content = upload.content if upload else form_as_results(batch, request.form)
+    encoding = upload.encoding if upload else None
+    return None if content is None else read_results(content, max_rows=len(batch.rows), encoding=encoding)
+
+
+def _refused_file(errors: Sequence[CsvError], page: Callable[[], str] | None = None) -> Problem:
     count = len(errors)
     detail = errors[0].message if count == 1 else f"The file has {count} errors, so nothing was done: mend them all."
-    return Problem(HTTPStatus.BAD_REQUEST, detail, errors=[asdict(error) for error in errors])
+    return Problem(HTTPStatus.BAD_REQUEST, detail, errors=[asdict(error) for error in errors], page=page)
 
 
 def _asked(statuses: type[StatusT]) -> StatusT | None:
