@@ -91,13 +91,13 @@ function follow(batch) {
 }
 
 // A second click while the first is being sent would make a second batch.
-function sendOnce(form) {
-  let sent = false;
-  form.addEventListener("submit", (event) => { if (sent) event.preventDefault(); sent = true; });
-  addEventListener("pageshow", () => { sent = false; });
-}
+const sent = new Set();
+addEventListener("submit", (event) => {
+  if (sent.has(event.target)) event.preventDefault();
+  else if (event.target.method === "post") sent.add(event.target);
+});
+addEventListener("pageshow", () => sent.clear());
 
-for (const each of document.querySelectorAll("form[method=post]")) sendOnce(each);
 const form = document.getElementById("upload");
 if (form && document.getElementById("check")) checkFilesOf(form);
 const batch = document.getElementById("batch");
