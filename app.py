@@ -6,6 +6,7 @@ import logging
 
 from flask import Flask, Response
 
+from api_docs import docs
 from cross_site import refuse_cross_site
 from problems import register_problems
 from routes import routes
@@ -40,6 +41,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.before_request(parts.start)
     app.before_request(refuse_cross_site)
     app.register_blueprint(routes)
+    app.register_blueprint(docs)
     app.after_request(_add_security_headers)
     register_problems(app)
     _warn_of_settings(settings)
@@ -47,8 +49,9 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def _add_security_headers(response: Response) -> Response:
-    response.headers["Content-Security-Policy"] = (
-        "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+    response.headers.setdefault(
+        "Content-Security-Policy",
+        "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     )
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "same-origin"

@@ -22,6 +22,7 @@ class Hold:
         self._tries = 0
         self._try_at = 0.0
         self._tried_at: float | None = None
+        self._try_number = 0
         self.reason: NotLetIn | None = None
         self.let_in_at = 0.0
 
@@ -55,9 +56,15 @@ class Hold:
         """Whether something may be sent now: anything when nothing is held, else the one that is tried."""
         return self.reason is None or (self._tried_at is None and now >= self._try_at)
 
-    def trying(self, now: float) -> None:
-        """Note that the one that is tried goes out."""
+    def trying(self, now: float) -> int:
+        """Note that the one that is tried goes out; its number tells it from one that was tried before."""
         self._tried_at = now
+        self._try_number += 1
+        return self._try_number
+
+    def is_out(self, try_number: int | None) -> bool:
+        """Whether this is the try whose outcome is waited for, and not one that counted as let in since."""
+        return self.is_trying and try_number == self._try_number
 
     def refused(self, reason: NotLetIn, now: float, was_the_try: bool) -> None:
         """Note a refusal. Of those that come while creates are held, only that of the one tried prolongs it."""
@@ -69,7 +76,9 @@ class Hold:
         self.reason, self._tried_at = reason, None
         said = reason.retry_after if isinstance(reason, RateLimited) else None
         self._try_at = now + (
-            doubling_wait(self._first_wait, self._tries) if said is None else min(said, PATIENCE_SECONDS)
+            doubling_wait(self._first_wait, self._tries)
+            if said is None
+            else min(said, PATIENCE_SECONDS - LET_IN_SECONDS)
         )
 
     def still_away(self, now: float) -> None:

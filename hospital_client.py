@@ -15,8 +15,7 @@ from http import HTTPMethod, HTTPStatus
 from typing import Any
 
 import requests
-from requests.exceptions import ConnectTimeout, ProxyError, SSLError
-from urllib3.exceptions import HTTPError, MaxRetryError, NewConnectionError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from directory_errors import BatchFull, DirectoryError, NotSent, OutcomeUnknown, RateLimited, Rejected
 from retries import Retries, Tell
@@ -198,12 +197,18 @@ class HospitalClient:
                 raise _failure(error, call) from error
         if len(body) > MAX_ANSWER_BYTES:
             raise OutcomeUnknown("The directory's answer is too long to be one.")
-        self._answered_at = time.monotonic()
+        if response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._answered_at = time.monotonic()
         return Answer(response.status_code, body, response.headers)
 
 
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Nowhere: requests reads the address of a redirect, also of one it must not follow, and may choke on it."""
+
+
 def _open_session(base_url: str, adapter: DirectoryAdapter) -> requests.Session:
-    session = requests.Session()
+    session = _Session()
     # The environment's proxies and certificates are read once; requests would look for them before every call.
     environment = session.merge_environment_settings(base_url, {}, None, None, None)
     session.proxies, session.verify = environment["proxies"], environment["verify"]
@@ -223,20 +228,16 @@ def _done(answer: Answer) -> Answer:
         raise RateLimited("The directory's rate limit is reached.", _retry_after(answer.headers))
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
         raise Rejected(f"The directory redirects elsewhere ({status}): check HOSPITAL_API_BASE_URL.")
-    if status == HTTPStatus.REQUEST_TIMEOUT or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status < HTTPStatus.OK or status == HTTPStatus.REQUEST_TIMEOUT or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise OutcomeUnknown(f"The directory answered {status}.")
     raise Rejected(answer.words)
 
 
 def _failure(error: Exception, call: Call) -> DirectoryError:
-    """What it means that no answer came: nothing was done only where the connection was never there."""
-    reason = error.args[0] if error.args else None
-    if isinstance(reason, MaxRetryError):
-        reason = reason.reason
-    never_there = isinstance(error, (ConnectTimeout, SSLError, ProxyError)) or isinstance(reason, NewConnectionError)
-    if never_there and not call.sent:
+    """What it means that no answer came: nothing was done only where not one byte had left."""
+    if not call.sent:
         return NotSent("The directory could not be reached.")
-    if isinstance(error, requests.Timeout):
+    if isinstance(error, (requests.Timeout, ReadTimeoutError, TimeoutError)):
         return OutcomeUnknown("The directory did not answer in time.")
     return OutcomeUnknown("The connection to the directory was lost.")
 
@@ -250,7 +251,7 @@ def _hospital(item: Any) -> Hospital | None:
     """The hospital in an answer's JSON, None when it is not one."""
     match item:
         case {"id": int(number), "name": str(name), "address": str(address), "active": bool(active)} if (
-            abs(number) <= MAX_ID
+            type(number) is int and abs(number) <= MAX_ID
         ):
             phone = item.get("phone")
             return Hospital(number, name, address, phone, active) if phone is None or isinstance(phone, str) else None

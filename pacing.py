@@ -16,9 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
+from pyrate_limiter import RateItem
+
 from batch import Row, WaitingFor
 from create_hold import Hold
-from directory_errors import DirectoryError, NotLetIn
+from directory_errors import DirectoryError, NotLetIn, NotSent
 from rate_limit import CreateWindow
 from retries import PATIENCE_SECONDS
 from settings import Settings
@@ -57,7 +59,8 @@ class Lane:
 class _Send:
     lane: Lane
     row: Row
-    is_try: bool  # whether it shows, while all others are held, if the directory lets creates in again
+    token: RateItem
+    try_number: int | None  # of the one that shows, while all others are held, whether creates are let in again
 
 
 class Pacer:
@@ -149,14 +152,12 @@ class Pacer:
             self._hold.trying(now)
             self._pool.submit(self._try_knock)
             return None
-        if self._in_flight >= self._most_in_flight or not self._window.take(now):
+        if self._in_flight >= self._most_in_flight or (token := self._window.take(now)) is None:
             return None
-        is_try = self._hold.reason is not None
-        if is_try:
-            self._hold.trying(now)
+        try_number = None if self._hold.reason is None else self._hold.trying(now)
         lane.in_flight += 1
         lane.last_sent_at = now
-        return _Send(lane, lane.waiting.popleft(), is_try)
+        return _Send(lane, lane.waiting.popleft(), token, try_number)
 
     def _work(self, send: _Send | None) -> None:
         """Create a row, then whichever row is next, until none may go: on a thread of the pool."""
@@ -178,15 +179,18 @@ class Pacer:
 
     def _note(self, send: _Send, refusal: NotLetIn | None, started_at: float) -> None:
         now, lane = self._clock(), send.lane
+        was_the_try = self._hold.is_out(send.try_number)
         lane.in_flight -= 1
         if refusal is None:
             self._measure(now - started_at)
-            if self._hold.let_in(now, send.is_try):
+            if self._hold.let_in(now, was_the_try):
                 self._send_what_may_go()
         else:
             logger.warning("creates are held: %s", refusal)
             lane.waiting.appendleft(send.row)
-            self._hold.refused(refusal, now, send.is_try)
+            if isinstance(refusal, NotSent):
+                self._window.give_back(send.token)
+            self._hold.refused(refusal, now, was_the_try)
         if not lane.in_flight and (not lane.waiting or lane not in self._lanes):
             self._close(lane)
 
@@ -195,10 +199,11 @@ class Pacer:
         self._create_seconds = 0.8 * before + 0.2 * seconds
 
     def _try_knock(self) -> None:
-        problem: DirectoryError | None = None
+        problem: Exception | None = None
         try:
             self._knock()
-        except DirectoryError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is: a hold that nothing ends would stop all batches
+            logger.warning("creates are still held: %s", error)
             problem = error
         with self._lock:
             if problem is None:

@@ -6,6 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from werkzeug.http import parse_list_header
+
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
@@ -31,7 +33,7 @@ class Preferences:
 def parse_prefer(header: str) -> Preferences:
     """Read the header; what is malformed or unknown in it is ignored, and of a preference given twice the second."""
     given: dict[str, str] = {}
-    for part in header.split(","):
+    for part in parse_list_header(header):
         name, _, value = part.split(";", 1)[0].partition("=")
         given.setdefault(name.strip().lower(), value.strip().strip('"'))
     wait = given.get("wait", "")

@@ -21,12 +21,18 @@ class CreateWindow:
         self._window_ms = round((limit.seconds + SPARE_SECONDS) * 1000) if limit else 0
         self._bucket = InMemoryBucket([Rate(self._count, self._window_ms)]) if limit else None
 
-    def take(self, now: float) -> bool:
-        """Take a token for a create that leaves now; False when there is none left."""
+    def take(self, now: float) -> RateItem | None:
+        """Take a token for a create that leaves now; None when there is none left."""
+        token = RateItem("create", _ms(now))
         if self._bucket is None:
-            return True
+            return token
         self._bucket.leak(_ms(now))
-        return bool(self._bucket.put(RateItem("create", _ms(now))))
+        return token if self._bucket.put(token) else None
+
+    def give_back(self, token: RateItem) -> None:
+        """Give back the token of a create that never left."""
+        if self._bucket is not None and token in self._bucket.items:
+            self._bucket.items.remove(token)
 
     def seconds_until(self, nth: int, now: float) -> float:
         """How many seconds until the `nth` create from now (1 is the next) may leave."""

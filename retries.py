@@ -23,9 +23,9 @@ LONGEST_WAIT_SECONDS = 10.0
 
 
 def doubling_wait(first: float, attempt: int) -> float:
-    """Seconds to wait after try number `attempt`: `first`, then doubling up to 10 s, with up to a tenth of jitter."""
+    """Seconds to wait after try number `attempt`: `first`, then doubling, with a tenth of jitter, up to 10 s."""
     longest = max(first, LONGEST_WAIT_SECONDS)
-    return min(first * 2.0 ** min(attempt - 1, 30), longest) * random.uniform(1.0, 1.1)
+    return min(first * 2.0 ** min(attempt - 1, 30) * random.uniform(1.0, 1.1), longest)
 
 
 class Retries:

@@ -118,7 +118,7 @@ def _base_url(text: str) -> str:
         usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
     except ValueError:
         raise ValueError(allowed) from None
-    if not usable or parts.query or parts.fragment:
+    if not usable or re.search(r"[?#\s]", text):
         raise ValueError(allowed)
     return text.rstrip("/")
 
@@ -151,7 +151,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "max_upload_bytes": _whole(1, 1024**3),
     "directory_timeout_seconds": _seconds(0.01, _HOUR),
     "directory_attempts": _whole(1, 100),
-    "directory_retry_seconds": _seconds(0, _HOUR),
+    "directory_retry_seconds": _seconds(0.01, _HOUR),
     "directory_delay_seconds": _seconds(0, _HOUR),
     "directory_create_limit": _limit,
     "max_concurrent_creates": _whole(1, 10_000),

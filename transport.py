@@ -31,6 +31,7 @@ class Call:
     deadline: float
     sent: bool = False
     sock: socket.socket | None = None
+    is_cut: bool = False
 
 
 class DirectoryAdapter(HTTPAdapter):
@@ -44,6 +45,12 @@ class DirectoryAdapter(HTTPAdapter):
         """Make the pools with the connections below."""
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        """Make the pools behind a proxy with them too."""
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+        return manager
 
     @contextmanager
     def call(self, timeout: float) -> Iterator[Call]:
@@ -59,6 +66,7 @@ class DirectoryAdapter(HTTPAdapter):
     def cut(self) -> None:
         """End every call that is under way: each fails as if the directory had closed the connection."""
         for call in list(self._calls):
+            call.is_cut = True
             if call.sock is not None:
                 try:
                     socket.socket.shutdown(call.sock, socket.SHUT_RDWR)
@@ -117,8 +125,10 @@ class _Connection(HTTPConnection):
         if self.sock is None:
             self.connect()
         if _local.call is not None:
-            _local.call.sent = True
             _local.call.sock = self.sock
+            if _local.call.is_cut:
+                raise ConnectionAbortedError("cut")
+            _local.call.sent = True
         super().send(data)
 
     def getresponse(self) -> Any:
