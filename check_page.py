@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from csv_errors import CsvError, ErrorCode
-from csv_rules import CsvReading, CsvRow
+from csv_rules import MAX_LENGTHS, CsvReading, CsvRow
 
 # What to do about each kind of error in rows, for a banner that counts the rows.
 _TO_DO = {
@@ -20,7 +20,7 @@ _TO_DO = {
 }
 _LABELS = {
     ErrorCode.MISSING_VALUE: "Missing",
-    ErrorCode.TOO_LONG: "Too long",
+    ErrorCode.TOO_LONG: "Too long: at most {most} characters",
     ErrorCode.BAD_CHARACTER: "Holds a control character",
     ErrorCode.BAD_PHONE: "Has no digit",
 }
@@ -74,7 +74,9 @@ def _bad_rows(reading: CsvReading, errors: list[CsvError]) -> list[BadRow]:
         row = bad.setdefault(number, BadRow(number, line, values.get(number)))
         label = _LABELS.get(ErrorCode(error.code))
         if label and error.column:
-            row.labels[error.column] = label
+            row.labels[error.column] = label.format(most=MAX_LENGTHS[error.column])
         else:
-            row.messages.append(error.message)
+            # Where it is stands beside it.
+            message = error.message.removeprefix(f"Row {number} (line {line}): ")
+            row.messages.append(message[:1].upper() + message[1:])
     return list(bad.values())

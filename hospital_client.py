@@ -105,20 +105,26 @@ class HospitalClient:
             raise OutcomeUnknown("The directory did not answer with the hospital that was sent.")
         return hospital
 
-    def list_batch(self, batch_id: str) -> list[Hospital]:
-        """The hospitals that the directory holds under `batch_id`: none when it knows no such batch."""
-        return self._retries.until_answered(lambda: self._list_batch(batch_id))
+    def list_batch(self, batch_id: str, tell: Tell | None = None) -> list[Hospital]:
+        """The hospitals that the directory holds under `batch_id`: none when it knows no such batch.
 
-    def activate(self, batch_id: str) -> int:
+        `tell` hears, here and below, what went wrong before each wait.
+        """
+        return self._retries.until_answered(lambda: self._list_batch(batch_id), tell)
+
+    def activate(self, batch_id: str, tell: Tell | None = None) -> int:
         """Activate the batch and return how many hospitals that made active; repeated only while it was not let in.
 
         Raises `Rejected`, also when a hospital of the batch is active already, or `OutcomeUnknown`.
         """
-        return self._retries.until_let_in(lambda: self._activate(batch_id))
+        return self._retries.until_let_in(lambda: self._activate(batch_id), tell)
 
-    def delete_batch(self, batch_id: str) -> None:
-        """Delete every hospital of the batch; that there is none is as good."""
-        self._retries.until_answered(lambda: self._delete(f"/hospitals/batch/{batch_id}"))
+    def delete_batch(self, batch_id: str, tell: Tell | None = None) -> None:
+        """Delete every hospital of the batch; that there is none is as good.
+
+        Repeated only while it was not let in: one that takes effect late would delete what was created since.
+        """
+        self._retries.until_let_in(lambda: self._delete(f"/hospitals/batch/{batch_id}"), tell)
 
     def delete_hospital(self, hospital_id: int) -> None:
         """Delete one hospital, in one try: after a restart of the directory its id may be another hospital's."""
@@ -244,7 +250,8 @@ def _failure(error: Exception, call: Call) -> DirectoryError:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     text = headers.get("Retry-After", "")
-    return float(text) if re.fullmatch(r"\d{1,6}", text) else None
+    # Zero would be a loop without a pause.
+    return float(text) if re.fullmatch(r"0*[1-9]\d{0,5}", text) else None
 
 
 def _hospital(item: Any) -> Hospital | None:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
 
-from batch import Batch, BatchStatus, Goal, Row, RowStatus, WaitingFor, utc_now
-from directory_errors import BatchFull, DirectoryError, NotLetIn, NotSent, OutcomeUnknown, Rejected, Stopped
+from batch import Batch, BatchStatus, Goal, RowStatus, WaitingFor, utc_now
+from directory_batch import DirectoryBatch
+from directory_errors import DirectoryError, NotSent, Stopped
 from hospital_client import HospitalClient
 from ledger import Ledger
 from pacing import Lane, Pacer
-from reconcile import Found, reconcile
-from retries import PATIENCE_SECONDS, doubling_wait
+from reconcile import Found
+from retries import PATIENCE_SECONDS
 from settings import Settings
 from store import Store
 
@@ -30,7 +31,6 @@ STORE_EVERY_SECONDS = 0.5
 # A directory that has not answered for so long sleeps, and takes about so long to wake.
 ASLEEP_AFTER_SECONDS = 2.0
 USUAL_WAKE_SECONDS = 25.0
-
 
 _WHAT_TO_DO = {
     Goal.ACTIVATE: "Whether the batch is active could not be found out: resume it to find out and to go on.",
@@ -80,10 +80,10 @@ class Run:
         self._stopping = context.stopping
         self._ledger = Ledger(batch, context.store)
         self._total = len(batch.rows)
-        self._batch_full: dict[int, BatchFull] = {}
+        unknown_at = None if seconds_unknown is None else time.monotonic() - seconds_unknown
+        self._there = DirectoryBatch(self._ledger, context.client, context.settings, context.stopping, unknown_at)
         self._is_new = seconds_unknown is None
-        self._unknown_at = None if seconds_unknown is None else time.monotonic() - seconds_unknown
-        self._refusal = ""
+        self._refusal: str | None = None
         self._rounds_left = self._activations_left = self._deletions_left = self._settings.directory_attempts
         # Guards the turn from activation to removal against the lane that starts and the run that ends meanwhile.
         self._turning = threading.Lock()
@@ -134,7 +134,7 @@ class Run:
         except _EndedError as ended:
             self._end(goal, ended.status, str(ended))
         except DirectoryError as error:
-            self._end(goal, BatchStatus.INTERRUPTED, f"{error} {_WHAT_TO_DO[goal]}")
+            self._end(goal, BatchStatus.INTERRUPTED, f"{str(error).rstrip('.')}. {_WHAT_TO_DO[goal]}")
         except (Stopped, _TurnedError):
             raise
         except Exception:
@@ -171,9 +171,10 @@ class Run:
         try:
             self._client.wake(tell)
         except DirectoryError as error:
-            if goal is Goal.ACTIVATE:
+            if self._is_new:
                 self._ledger.fail(self._ledger.missing, f"Not created: {error}")
-            raise _EndedError(BatchStatus.INTERRUPTED, f"{error} {_WHAT_TO_DO[goal]}") from error
+                raise _EndedError(BatchStatus.INTERRUPTED, f"{error} Nothing was sent: resume the batch.") from error
+            raise
         finally:
             asleep.cancel()
         self._wait_for(None, lane=lane)
@@ -183,7 +184,7 @@ class Run:
         self._store.save(self.batch_id, expected_end=utc_now() + timedelta(seconds=seconds))
 
     def _bring_to_active(self) -> None:
-        found = Found() if self._is_new else self._look()  # of a new batch nothing can be there
+        found = Found() if self._is_new else self._there.look()  # of a new batch nothing can be there
         while True:
             self._check_goal(Goal.ACTIVATE)
             if found.strangers:
@@ -198,12 +199,11 @@ class Run:
                 self._refuse_failed_rows()
             elif self._activate():
                 return
-            found = self._look()
+            found = self._there.look()
 
     def _create_missing(self) -> None:
-        missing = self._ledger.missing
         if not self._rounds_left:
-            self._ledger.fail(missing, f"Not in the directory after {self._settings.directory_attempts} rounds.")
+            self._give_up_missing()
             return
         self._rounds_left -= 1
         lane = self._lane_of_missing()
@@ -221,90 +221,23 @@ class Run:
             raise Stopped
         if lane.given_up is not None:
             reason = f"Not created: {lane.given_up} Nothing was let in for {PATIENCE_SECONDS:g} s."
-            self._ledger.fail(self._ledger.missing, reason)
+            self._ledger.fail(lane.waiting, reason)
             if isinstance(lane.given_up, NotSent):
                 raise lane.given_up
 
-    def _create(self, row: Row) -> None:
-        """Create one row and keep its outcome, on a thread of the pacer's. Raises `NotLetIn` when it may go again."""
-        try:
-            hospital = self._client.create(self.batch_id, row.name, row.address, row.phone)
-        except NotLetIn:
-            raise
-        except BatchFull as full:
-            self._batch_full[row.row] = full
-        except Rejected as rejected:
-            self._ledger.report(replace(row, status=RowStatus.FAILED, error_message=str(rejected)))
-        except OutcomeUnknown as unknown:
-            logger.warning("batch %s row %s: outcome unknown: %s", self.batch_id, row.row, unknown)
-            self._unknown_at = time.monotonic()
-        except Exception:
-            logger.exception("batch %s row %s: outcome unknown", self.batch_id, row.row)
-            self._unknown_at = time.monotonic()
-        else:
-            self._ledger.report(replace(row, status=RowStatus.CREATED, hospital_id=hospital.id))
-
-    def _look(self) -> Found:
-        """List the batch, delete doubles, and take what is there for what was created."""
-        self._wait_out_unknown()
-        for attempt in range(self._settings.directory_attempts + 1):
-            found = reconcile(self._ledger.rows, self._client.list_batch(self.batch_id))
-            if not found.doubles:
-                self._take_over(found)
-                return found
-            self._delete_doubles(found, attempt)
-        ids = ", ".join(str(double.id) for double in found.doubles)
-        raise _EndedError(BatchStatus.INTERRUPTED, f"Doubles could not be deleted from the directory: {ids}.")
-
-    def _wait_out_unknown(self) -> None:
-        """Wait until nothing whose outcome is unknown can be under way in the directory any more."""
-        if self._unknown_at is None:
-            return
-        left = self._unknown_at + self._settings.directory_delay_seconds - time.monotonic()
-        if left > 0:
-            self._wait_for(WaitingFor.DELAY, left)
-            if self._stopping.wait(left):
-                raise Stopped
-            self._wait_for(None)
-        self._unknown_at = None
-
-    def _delete_doubles(self, found: Found, attempt: int) -> None:
-        for double in found.doubles:
-            logger.warning("batch %s: deleting the double %s", self.batch_id, double.id)
-            try:
-                self._client.delete_hospital(double.id)
-            except DirectoryError as error:
-                # The next listing tells what became of it; its id counts only for the one it was read from.
-                logger.warning("batch %s: double %s: %s", self.batch_id, double.id, error)
-                if self._stopping.wait(doubling_wait(self._settings.directory_retry_seconds, attempt + 1)):
-                    raise Stopped from error
-                return
-
-    def _take_over(self, found: Found) -> None:
-        self._ledger.adopt(found)
+    def _give_up_missing(self) -> None:
+        if self._refusal is not None:
+            self._refuse_unactivated()
         for row in self._ledger.missing:
-            full = self._batch_full.pop(row.row, None)
-            if full is not None and len(found.rows) >= full.cap:
-                self._ledger.fail([row], str(full))
+            reason = f"Not in the directory after {self._settings.directory_attempts} rounds."
+            self._ledger.fail([row], f"{reason} {self._there.why_unknown(row)}".strip())
 
     def _activate(self) -> bool:
-        """Ask for the activation once; whether it is certain that all of the batch is active."""
         if not self._activations_left:
-            raise _EndedError(BatchStatus.FAILED, f"The directory did not activate the batch: {self._refusal}")
+            self._refuse_unactivated()
         self._activations_left -= 1
-        try:
-            activated = self._client.activate(self.batch_id)
-        except Rejected as error:
-            self._refusal = str(error)
-            return False
-        except OutcomeUnknown as error:
-            self._refusal = str(error)
-            self._unknown_at = time.monotonic()
-            # Mostly it was done and only the answer was lost: then there is nothing to wait out.
-            listed = self._client.list_batch(self.batch_id)
-            return reconcile(self._ledger.rows, listed).is_all_active(self._total)
-        self._refusal = f"it activated {activated} of {self._total} hospitals."
-        return activated == self._total
+        self._refusal = self._there.activate()
+        return self._refusal is None
 
     def _delete_to_begin_again(self) -> None:
         """Delete a batch that is active in part, as it can never become active as a whole."""
@@ -312,7 +245,10 @@ class Run:
             raise _EndedError(BatchStatus.INTERRUPTED, "Part of the batch is active and could not be deleted.")
         self._deletions_left -= 1
         logger.warning("batch %s: active in part, deleted to begin again", self.batch_id)
-        self._client.delete_batch(self.batch_id)
+        self._there.delete()
+
+    def _refuse_unactivated(self) -> NoReturn:
+        raise _EndedError(BatchStatus.FAILED, f"The directory did not activate the batch: {self._refusal}")
 
     def _refuse_strangers(self, found: Found) -> NoReturn:
         ids = ", ".join(f"{hospital.id} ({hospital.name})" for hospital in found.strangers)
@@ -320,7 +256,8 @@ class Run:
         raise _EndedError(
             status,
             f"The directory holds under this batch what is in none of its rows: hospital {ids}. "
-            "So the batch was not activated; roll it back and upload it again.",
+            f"{'Part of it is active' if found.active else 'So the batch was not activated'}; "
+            "roll it back and upload it again.",
         )
 
     def _refuse_failed_rows(self) -> NoReturn:
@@ -333,17 +270,15 @@ class Run:
     def _remove(self) -> None:
         """Delete the batch in the directory, and look until it is empty."""
         for _ in range(self._settings.directory_attempts):
-            self._client.delete_batch(self.batch_id)
-            self._wait_out_unknown()
-            if not self._client.list_batch(self.batch_id):
+            self._there.delete()
+            if self._there.is_empty():
                 return
-        raise _EndedError(
-            BatchStatus.INTERRUPTED, "The directory still holds hospitals of the batch; roll it back again."
-        )
+        reason = "The directory still holds hospitals of the batch; roll it back again."
+        raise _EndedError(BatchStatus.INTERRUPTED, reason)
 
     def _lane_of_missing(self) -> Lane:
         missing = self._ledger.missing if self._goal is Goal.ACTIVATE else []
-        return Lane(missing, self._create, self._ledger.batch.created_at)
+        return Lane(missing, self._there.create, self._ledger.batch.created_at)
 
     def _wait_for(self, what: WaitingFor | None, seconds: float = 0, lane: Lane | None = None) -> None:
         """Store what the batch waits for and, by what is known now, when it should end."""

@@ -1,0 +1,170 @@
+"""One batch in the directory, through the eyes of a run: what is there, what is asked of it, and what is unknown.
+
+A call whose outcome is unknown may still take effect for a while, a deletion as well as a create. So nothing is asked
+for a second time before that while is over and the batch was listed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from batch import Row, RowStatus, WaitingFor
+from directory_errors import BatchFull, DirectoryError, NotLetIn, NotSent, OutcomeUnknown, Rejected, Stopped
+from hospital_client import HospitalClient
+from ledger import Ledger
+from reconcile import Found, reconcile
+from retries import PATIENCE_SECONDS, Tell, doubling_wait
+from settings import Settings
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class DirectoryBatch:
+    """The batch of `ledger` in the directory. Its own thread calls everything but `create`.
+
+    `unknown_at` is when an outcome last became unknown, in `time.monotonic` seconds, None when none is. The methods
+    raise the types of `directory_errors`, and `Stopped` when the service stops.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        client: HospitalClient,
+        settings: Settings,
+        stopping: threading.Event,
+        unknown_at: float | None,
+    ) -> None:
+        self._ledger = ledger
+        self._id = ledger.batch.batch_id
+        self._client = client
+        self._settings = settings
+        self._stopping = stopping
+        self._unknown_at = unknown_at
+        self._full: dict[int, BatchFull] = {}
+        self._why_unknown: dict[int, str] = {}
+
+    def create(self, row: Row) -> None:
+        """Create one row and report its outcome, on any thread. Raises `NotLetIn` alone, when it may be sent again."""
+        try:
+            hospital = self._client.create(self._id, row.name, row.address, row.phone)
+        except NotLetIn:
+            raise
+        except BatchFull as full:
+            self._full[row.row] = full
+        except Rejected as rejected:
+            self._ledger.report(replace(row, status=RowStatus.FAILED, error_message=str(rejected)))
+        except Exception as error:
+            logger.warning("batch %s row %s: outcome unknown", self._id, row.row, exc_info=_unexpected(error))
+            self._why_unknown[row.row] = str(error)
+            self._unknown_at = time.monotonic()
+        else:
+            self._ledger.report(replace(row, status=RowStatus.CREATED, hospital_id=hospital.id))
+
+    def why_unknown(self, row: Row) -> str:
+        """What went wrong when the row was last sent and its outcome was unknown, empty when it never was."""
+        return self._why_unknown.get(row.row, "")
+
+    def look(self) -> Found:
+        """List the batch when nothing can be under way any more, delete doubles, and enter what is there."""
+        self._wait_out_unknown()
+        passes, patient_until = 0, time.monotonic() + PATIENCE_SECONDS
+        while passes <= self._settings.directory_attempts:
+            found = self._list()
+            if not found.doubles:
+                self._enter(found)
+                return found
+            error = self._delete_doubles(found)
+            if not isinstance(error, NotLetIn) or time.monotonic() > patient_until:
+                passes += 1
+            if error is not None:
+                self._pause(doubling_wait(self._settings.directory_retry_seconds, max(passes, 1)))
+        ids = ", ".join(str(double.id) for double in found.doubles)
+        raise OutcomeUnknown(f"Doubles could not be deleted from the directory: {ids}.")
+
+    def activate(self) -> str | None:
+        """Ask once for the activation: None when all of the batch is certainly active, else why that is not so."""
+        total = len(self._ledger.rows)
+        try:
+            activated = self._patiently(lambda tell: self._client.activate(self._id, tell))
+        except Rejected as error:
+            return str(error)
+        except OutcomeUnknown as error:
+            self._unknown_at = time.monotonic()
+            # Mostly it was done and only the answer was lost: then there is nothing to wait out.
+            return None if self._list().is_all_active(total) else str(error)
+        return None if activated == total else f"it activated {activated} of {total} hospitals."
+
+    def delete(self) -> None:
+        """Ask once for the deletion of the batch; only a look tells whether it is gone."""
+        try:
+            self._patiently(lambda tell: self._client.delete_batch(self._id, tell))
+        except OutcomeUnknown as error:
+            logger.warning("batch %s: deletion unknown: %s", self._id, error)
+            self._unknown_at = time.monotonic()
+
+    def is_empty(self) -> bool:
+        """Whether the directory holds nothing of the batch, when nothing can be under way any more."""
+        self._wait_out_unknown()
+        return not self._patiently(lambda tell: self._client.list_batch(self._id, tell))
+
+    def _list(self) -> Found:
+        return reconcile(self._ledger.rows, self._patiently(lambda tell: self._client.list_batch(self._id, tell)))
+
+    def _enter(self, found: Found) -> None:
+        self._ledger.adopt(found)
+        for row in self._ledger.missing:
+            full = self._full.pop(row.row, None)
+            # Where fewer are there, doubles had filled it: the row is sent again.
+            if full is not None and len(found.rows) >= full.cap:
+                self._ledger.fail([row], str(full))
+
+    def _delete_doubles(self, found: Found) -> DirectoryError | None:
+        """Delete them up to the first failure: an id counts only for the listing that it was read from."""
+        for double in found.doubles:
+            logger.warning("batch %s: deleting the double %s", self._id, double.id)
+            try:
+                self._client.delete_hospital(double.id)
+            except DirectoryError as error:
+                return error
+        return None
+
+    def _wait_out_unknown(self) -> None:
+        if self._unknown_at is None:
+            return
+        left = self._unknown_at + self._settings.directory_delay_seconds - time.monotonic()
+        if left > 0:
+            self._ledger.wait_for(WaitingFor.DELAY, left)
+            self._pause(left)
+            self._ledger.wait_for(None, 0)
+        self._unknown_at = None
+
+    def _patiently(self, call: Callable[[Tell], T]) -> T:
+        """Make a call that waits to be let in, and say meanwhile what the batch waits for."""
+        waited: list[WaitingFor] = []
+
+        def tell(error: DirectoryError) -> None:
+            if isinstance(error, NotLetIn):
+                waited.append(WaitingFor.DIRECTORY if isinstance(error, NotSent) else WaitingFor.RATE_LIMIT)
+                self._ledger.wait_for(waited[-1], 0)
+
+        try:
+            return call(tell)
+        finally:
+            if waited:
+                self._ledger.wait_for(None, 0)
+
+    def _pause(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise Stopped
+
+
+def _unexpected(error: Exception) -> Exception | None:
+    """The error when its traceback is worth a place in the log."""
+    return None if isinstance(error, OutcomeUnknown) else error
