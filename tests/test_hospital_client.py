@@ -111,7 +111,7 @@ class TestCreate:
     @pytest.mark.parametrize(
         ("header", "seconds"),
         [
-            *[("7", 7), ("0", 0), ("999999", 999_999)],
+            *[("7", 7), ("0", None), ("007", 7), ("999999", 999_999)],
             *((none, None) for none in (None, "", "-1", "1.5", "1e3", "soon", "Fri, 02 Jan 2026 12:00:00 GMT")),
         ],
     )
@@ -366,8 +366,16 @@ class TestDelete:
         client.delete_batch(BATCH)
         assert len(api.calls) == 1
 
-    @pytest.mark.parametrize("answer", [{"status": 500}, {"status": 429}, {"body": requests.ConnectTimeout()}])
-    def test_deleting_a_batch_is_said_again(
+    def test_deleting_a_batch_is_not_said_again_while_it_may_still_take_effect(
+        self, client: HospitalClient, api: responses.RequestsMock
+    ) -> None:
+        api.delete(LISTING, status=500)
+        with pytest.raises(OutcomeUnknown):
+            client.delete_batch(BATCH)
+        assert len(api.calls) == 1
+
+    @pytest.mark.parametrize("answer", [{"status": 429}, {"body": requests.ConnectTimeout()}])
+    def test_deleting_a_batch_is_said_again_when_it_was_not_let_in(
         self, client: HospitalClient, api: responses.RequestsMock, answer: dict[str, Any]
     ) -> None:
         api.delete(LISTING, **answer)
