@@ -121,8 +121,7 @@ class Pacer:
                 return None
             if self._hold.reason is not None:
                 return self._hold.waiting_for
-            limited = self._in_flight < self._most_in_flight and self._window.seconds_until(1, self._clock()) > 0
-            return WaitingFor.RATE_LIMIT if limited else None
+            return WaitingFor.RATE_LIMIT if self._window.seconds_until(1, self._clock()) > 0 else None
 
     def seconds_left(self, lane: Lane) -> float:
         """An estimate of the seconds until the last row of the lane is created, also for one not yet added."""

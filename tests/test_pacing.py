@@ -708,9 +708,11 @@ class TestEstimates:
     def test_a_lane_that_waits_for_its_turn_alone_does_not_wait_for_the_directory(
         self, worlds: Callable[..., World]
     ) -> None:
-        world = worlds(in_flight=1, limit=RateLimit(1, 60))
-        lane = world.add("A", 2)
+        world = worlds(in_flight=1, limit=RateLimit(2, 60))
+        lane = world.add("A", 3)
         assert world.pacer.waiting_for(lane) is None
+        world.end()
+        assert world.pacer.waiting_for(lane) is WaitingFor.RATE_LIMIT
         world.end()
         assert world.pacer.waiting_for(lane) is WaitingFor.RATE_LIMIT
 
