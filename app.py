@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from flask import Flask, Response
+from flask import Flask, Response, request
 
 from api_docs import docs
 from cross_site import refuse_cross_site
@@ -15,6 +15,7 @@ from service import Service, attach
 from settings import DEPLOYED_BATCH_CAP, Settings, load_settings
 from sql_store import SqliteStore
 from store import MemoryStore
+from upload import StrictRequest
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or load_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     app = Flask(__name__)
+    app.request_class = StrictRequest
+    app.url_map.merge_slashes = False
     app.config.update(
         MAX_UPLOAD_BYTES=settings.max_upload_bytes,
         MAX_CONTENT_LENGTH=settings.max_upload_bytes + REQUEST_OVERHEAD_BYTES,
@@ -54,6 +57,10 @@ def _add_security_headers(response: Response) -> Response:
         "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     )
     response.headers["X-Content-Type-Options"] = "nosniff"
+    if request.endpoint != "static":
+        # The same address answers a page or JSON, and says something else a moment later.
+        response.vary.add("Accept")
+        response.headers.setdefault("Cache-Control", "no-store")
     response.headers["Referrer-Policy"] = "same-origin"
     return response
 

@@ -136,8 +136,10 @@ class Batch:
 
     def begun(self, goal: Goal, rows: Iterable[Row], now: datetime) -> Batch:
         """The batch at the start of another run at `now`, with those rows in place of its own."""
+        batch = self.with_rows(rows)
         return replace(
-            self.with_rows(rows),
+            batch,
+            rows_digest=rows_digest(batch.rows),
             status=BatchStatus.PROCESSING,
             goal=goal,
             completed_at=None,

@@ -18,6 +18,7 @@ COLUMNS = ("name", "address", "phone")
 REQUIRED_COLUMNS = ("name", "address")
 # The columns of the file that tells what became of each row, and that is taken back at its batch.
 RESULTS_COLUMNS = (*COLUMNS, "row", "hospital_id", "status", "error_message")
+MAX_LINE_LENGTH = 200_000
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 # Around a value this is dropped: Unicode's white space and the zero-width spaces that come along from web pages.
@@ -25,6 +26,8 @@ SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 WHITE_SPACE = (
     "\t\n \u00a0\u1680" + "".join(map(chr, range(0x2000, 0x200C))) + "\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
 )
+
+_BLANK = WHITE_SPACE + "".join(SEPARATORS)
 
 # Excel takes a first line `sep=;` as the separator and not as a row; saved again, it may be quoted or padded.
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t])"?[,;\t ]*(?:\n|\Z)', re.IGNORECASE)
@@ -88,6 +91,7 @@ def read_table(text: str, known: tuple[str, ...] = COLUMNS) -> Table:
     if told := _SEPARATOR_LINE.match(text, start):
         start = _after_blank_lines(text, told.end())
         separators = [told.group(1)]
+    _refuse_long_line(text, start)
     table = _likeliest_table(text[start:], separators, 1 + text.count("\n", 0, start), known)
     errors = _errors_in_header(table, known)
     if errors:
@@ -95,9 +99,17 @@ def read_table(text: str, known: tuple[str, ...] = COLUMNS) -> Table:
     return table
 
 
+def _refuse_long_line(text: str, start: int) -> None:
+    """A line of a megabyte can be half a million fields, which take fifty times its size to hold."""
+    for line, content in enumerate(text[start:].split("\n"), 1 + text.count("\n", 0, start)):
+        if len(content) > MAX_LINE_LENGTH and content.strip(_BLANK):
+            message = f"Line {line}: the line is longer than {MAX_LINE_LENGTH:,} characters; is the file a CSV?"
+            raise FileRefusedError(CsvError(ErrorCode.MALFORMED, message, line=line))
+
+
 def _after_blank_lines(text: str, start: int) -> int:
     """Where the first line from `start` on begins that holds more than white space and separators of any kind."""
-    blank = len(text) - len(text[start:].lstrip(WHITE_SPACE + "".join(SEPARATORS)))
+    blank = len(text) - len(text[start:].lstrip(_BLANK))
     return max(start, text.rfind("\n", start, blank) + 1)
 
 
@@ -198,7 +210,8 @@ def _no_header(table: Table) -> CsvError:
 
 def _missing_columns(table: Table, known: tuple[str, ...]) -> Iterator[CsvError]:
     found = _some(table.headings)
-    required = REQUIRED_COLUMNS if known == COLUMNS else (*REQUIRED_COLUMNS, "row")
+    # Without the phones a results file would seem to say that there are none.
+    required = REQUIRED_COLUMNS if known == COLUMNS else (*COLUMNS, "row")
     for column in required:
         if column not in table.columns:
             message = f"Line {table.line}: there is no column {column}; the columns found are {found}."

@@ -129,13 +129,13 @@ def _value(record: Record, table: Table, column: str) -> str:
 def _errors_in_rows(rows: tuple[CsvRow, ...], records: list[Record], table: Table) -> Iterator[CsvError]:
     first_of_each: dict[tuple[str, ...], CsvRow] = {}
     for row, record in zip(rows, records, strict=True):
+        if row.row == NO_NUMBER:
+            yield _bad_row(record, table)
+            continue
         problem = _wrong_field_count(record, table)
         if problem:
             # Its values may stand in the wrong columns: whatever else was said of them would only mislead.
             yield row_error(ErrorCode.WRONG_FIELD_COUNT, row.row, row.line, problem)
-            continue
-        if row.row == NO_NUMBER:
-            yield _bad_row(record, table)
             continue
         for column in (column for column in table.columns if column in COLUMNS):
             for code, problem in _wrong_value(column, _value(record, table, column)):

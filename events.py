@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from batch import Batch, utc_now
 from batch_json import batch_json, row_json
-from store import Store
+from store import BatchNotFoundError, Store
 
 # How often the store is read, and after how long without a change something is sent all the same, in seconds: that
 # keeps proxies from closing the connection, and shows when the caller has left.
@@ -25,7 +25,10 @@ def batch_events(batch: Batch, store: Store, stopping: threading.Event) -> Itera
     yield _event("batch", batch_json(batch, utc_now()))
     sent_at = time.monotonic()
     while not batch.ended and not stopping.wait(READ_EVERY_SECONDS):
-        before, batch = batch, store.get(batch.batch_id)
+        try:
+            before, batch = batch, store.get(batch.batch_id)
+        except BatchNotFoundError:
+            return  # it ended and was dropped in between, as KEEP_BATCHES wants
         events = "" if batch is before else "".join(_changes(before, batch))
         if not events and time.monotonic() - sent_at >= HEARTBEAT_SECONDS:
             events = ": still here\n\n"

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 from typing import cast
 
@@ -35,7 +36,8 @@ control_socket_disable = True
 def post_worker_init(worker: Worker) -> None:
     """Start the service, and stop it first when gunicorn is told to stop: callers who wait are answered then."""
     _allow_open_files()
-    told_to_stop = threading.Event()
+    # Not an Event: a second signal inside its set() would wait for ever for the lock that the first one holds.
+    told_to_stop: SimpleQueue[int] = SimpleQueue()
     parts = service(cast(Flask, worker.app.callable))
     try:
         parts.start()
@@ -44,13 +46,13 @@ def post_worker_init(worker: Worker) -> None:
         sys.exit(Arbiter.WORKER_BOOT_ERROR)  # any other status would have it started again, for ever
 
     def stop_when_told() -> None:
-        told_to_stop.wait()
+        told_to_stop.get()
         parts.stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
         # A signal may come at any moment, so nothing is done here but to say so. Ctrl-C, which reaches the worker
         # too, would otherwise end it at once.
-        told_to_stop.set()
+        told_to_stop.put(number)
         worker.handle_exit(number, frame)
 
     threading.Thread(target=stop_when_told, name="stop", daemon=True).start()

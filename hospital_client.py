@@ -80,7 +80,6 @@ class HospitalClient:
     """
 
     def __init__(self, settings: Settings, stopping: threading.Event) -> None:
-        self._base_url = settings.hospital_api_base_url
         self._timeout = settings.directory_timeout_seconds
         self._retries = Retries(settings.directory_retry_seconds, settings.directory_attempts, stopping)
         self._answered_at: float | None = None
@@ -88,7 +87,9 @@ class HospitalClient:
         self._waking = threading.Lock()
         # One connection for every create, every batch and the knock that can be under way at once.
         self._adapter = DirectoryAdapter(settings.max_concurrent_creates + settings.max_running_batches + 1)
-        self._session = _open_session(self._base_url, self._adapter)
+        self._session = _open_session(settings.hospital_api_base_url, self._adapter)
+        self._template = self._session.prepare_request(requests.Request("GET", settings.hospital_api_base_url))
+        self._base_url = str(self._template.url).rstrip("/")
 
     def create(self, batch_id: str, name: str, address: str, phone: str | None) -> Hospital:
         """Create one hospital, inactive, under `batch_id`: one try, since a second one could make a double.
@@ -190,10 +191,8 @@ class HospitalClient:
         timeout = timeout or self._timeout
         with self._adapter.call(timeout) as call:
             try:
-                with self._session.request(
-                    method,
-                    self._base_url + path,
-                    json=fields,
+                with self._session.send(
+                    self._prepare(method, path, fields),
                     timeout=(min(CONNECT_SECONDS, timeout), timeout),
                     allow_redirects=False,
                     stream=True,
@@ -206,6 +205,14 @@ class HospitalClient:
         if response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
             self._answered_at = time.monotonic()
         return Answer(response.status_code, body, response.headers)
+
+    def _prepare(self, method: HTTPMethod, path: str, fields: object) -> requests.PreparedRequest:
+        # From a template: to prepare each request anew would take a quarter of the time that a create costs here.
+        request = self._template.copy()
+        request.method, request.url = method.value, self._base_url + path
+        if fields is not None:
+            request.prepare_body(data=None, files=None, json=fields)
+        return request
 
 
 class _Session(requests.Session):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,7 +11,9 @@ from typing import Any
 
 from batch import Batch, BatchStatus, Row, RowStatus, WaitingFor, utc_now
 from reconcile import Found
-from store import Store
+from store import Store, StoreError
+
+logger = logging.getLogger(__name__)
 
 # An expected end that moves by less is as good as before.
 WORTH_STORING = timedelta(seconds=0.5)
@@ -77,12 +80,19 @@ class Ledger:
                 self._enter(replace(row, status=status))
 
     def wait_for(self, what: WaitingFor | None, seconds_left: float) -> None:
-        """Store what the batch waits for, and in how many seconds it should end by what is known now."""
+        """Store what the batch waits for, and in how many seconds it should end by what is known now.
+
+        A store that does not answer is passed over: what it missed it is told the next time.
+        """
         expected_end = utc_now() + timedelta(seconds=seconds_left)
         moved = abs(expected_end - self._expected_end)
         if self._unsaved or what is not self._waiting_for or moved > WORTH_STORING:
-            self._waiting_for, self._expected_end = what, expected_end
-            self.save(waiting_for=what, expected_end=expected_end)
+            try:
+                self.save(waiting_for=what, expected_end=expected_end)
+            except StoreError as error:
+                logger.warning("batch %s: %s", self.batch.batch_id, error)
+            else:
+                self._waiting_for, self._expected_end = what, expected_end
 
     def end(self, status: BatchStatus, message: str | None) -> None:
         """Store how the run ended; `batch` is then the batch as it was left."""
@@ -102,9 +112,8 @@ class Ledger:
 
     def save(self, **changes: Any) -> None:
         """Store the rows that changed, and these fields of the batch."""
-        rows = [self._rows[number] for number in sorted(self._unsaved)]
+        self._store.save(self.batch.batch_id, [self._rows[number] for number in sorted(self._unsaved)], **changes)
         self._unsaved.clear()
-        self._store.save(self.batch.batch_id, rows, **changes)
 
     def _enter(self, row: Row) -> None:
         if row != self._rows[row.row]:

@@ -42,7 +42,7 @@ class Problem(Exception):
 def prefers_html() -> bool:
     """Whether the caller would rather have a page than JSON; curl's `*/*` would not."""
     accept = request.accept_mimetypes
-    return accept["text/html"] > accept["application/json"]
+    return accept["text/html"] > max(accept["application/json"], accept["application/problem+json"])
 
 
 def register_problems(app: Flask) -> None:
@@ -85,7 +85,7 @@ def _answer_http_exception(error: HTTPException) -> Response:
             detail = f"{request.method[:20]} is not possible here; allowed: {allowed}."
         case RequestEntityTooLarge():
             most = current_app.config["MAX_UPLOAD_BYTES"]
-            detail = f"The file is too large: at most {most:,} bytes are taken. Split it into several files."
+            detail = f"The upload is too large: a file may have at most {most:,} bytes. Split it into several files."
         case SecurityError():
             detail = "This host name is not one of TRUSTED_HOSTS."
     return _answer(Problem(status, detail, headers=headers))

@@ -6,6 +6,7 @@ when a create that was still under way there must have come to its end. So no ro
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -20,14 +21,16 @@ from hospital_client import HospitalClient
 from ledger import Ledger
 from pacing import Lane, Pacer
 from reconcile import Found
-from retries import PATIENCE_SECONDS
+from retries import PATIENCE_SECONDS, doubling_wait
 from settings import Settings
-from store import Store
+from store import Store, StoreError
 
 logger = logging.getLogger(__name__)
 
 # How often what has changed is stored while rows are in flight, in seconds.
 STORE_EVERY_SECONDS = 0.5
+# How long to wait when a store that does not answer was to be told how a run ended, at first.
+FIRST_STORE_WAIT = 0.5
 # A directory that has not answered for so long sleeps, and takes about so long to wake.
 ASLEEP_AFTER_SECONDS = 2.0
 USUAL_WAKE_SECONDS = 25.0
@@ -139,6 +142,7 @@ class Run:
             raise
         except Exception:
             logger.exception("batch %s: the run broke off", self.batch_id)
+            self._rest()
             self._end(goal, BatchStatus.INTERRUPTED, "An error in this service stopped the batch; its log says which.")
 
     def _end(self, goal: Goal, status: BatchStatus, message: str | None = None) -> None:
@@ -149,9 +153,22 @@ class Run:
             self._ledger.all_became(RowStatus.CREATED_AND_ACTIVATED)
         if status is BatchStatus.ROLLED_BACK:
             self._ledger.all_became(RowStatus.DELETED)
-        self._ledger.end(status, message)
+        self._store_end(status, message)
         self.ended_as = self._ledger.batch
         logger.info("batch %s: %s%s", self.batch_id, status, f": {message}" if message else "")
+
+    def _store_end(self, status: BatchStatus, message: str | None) -> None:
+        """Store how the run ended, also when the store does not answer for a while: else it would run for ever."""
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        for attempt in itertools.count(1):
+            try:
+                self._ledger.end(status, message)
+            except StoreError as error:
+                logger.warning("batch %s: %s", self.batch_id, error)
+                if time.monotonic() > give_up_at or self._stopping.wait(doubling_wait(FIRST_STORE_WAIT, attempt)):
+                    raise
+            else:
+                return
 
     def _check_goal(self, goal: Goal) -> None:
         if self._goal is not goal:
@@ -171,7 +188,7 @@ class Run:
         try:
             self._client.wake(tell)
         except DirectoryError as error:
-            if self._is_new:
+            if self._is_new and goal is Goal.ACTIVATE:
                 self._ledger.fail(self._ledger.missing, f"Not created: {error}")
                 raise _EndedError(BatchStatus.INTERRUPTED, f"{error} Nothing was sent: resume the batch.") from error
             raise
@@ -206,6 +223,7 @@ class Run:
             self._give_up_missing()
             return
         self._rounds_left -= 1
+        self._is_new = False
         lane = self._lane_of_missing()
         with self._turning:
             self._check_goal(Goal.ACTIVATE)
@@ -224,6 +242,13 @@ class Run:
             self._ledger.fail(lane.waiting, reason)
             if isinstance(lane.given_up, NotSent):
                 raise lane.given_up
+
+    def _rest(self) -> None:
+        """Send no more rows, and let those in flight end."""
+        if self._lane is not None:
+            self._pacer.withdraw(self._lane)
+            self._lane.rested.wait()
+            self._ledger.take_reports()
 
     def _give_up_missing(self) -> None:
         if self._refusal is not None:

@@ -68,7 +68,7 @@ def validate() -> Response:
             "valid": not reading.errors,
             "total_hospitals": reading.total_rows,
             "hospitals": [asdict(row) for row in reading.rows],
-            "errors": [asdict(error) for error in reading.errors],
+            "errors": [_error_json(error) for error in reading.errors],
             "warnings": _warnings(reading),
         }
     )
@@ -79,7 +79,7 @@ def list_batches() -> BaseResponse:
     """The batches, newest first, without their hospitals; the next page is in the `Link` header."""
     status, limit = _asked(BatchStatus), _asked_limit()
     try:
-        batches = service().store.page(limit + 1, status=status, after=request.args.get("after"))
+        batches = service().store.page(limit + 1, status=status, after=request.args.get("after") or None)
     except BatchNotFoundError:
         raise Problem(HTTPStatus.BAD_REQUEST, "The batch named in `after` is not known; begin without it.") from None
     page, now = batches[:limit], utc_now()
@@ -119,7 +119,9 @@ def results(batch_id: str) -> Response:
     batch = _find(batch_id)
     status = _asked(RowStatus)
     rows = [row for row in batch.rows if status in (None, row.status)]
-    answer = Response(write_results(rows), mimetype="text/csv")
+    # Excel takes a file without this mark for one in the encoding of the country; programs have no use for it.
+    mark = "\ufeff" if prefers_html() else ""
+    answer = Response(mark + write_results(rows), mimetype="text/csv")
     answer.headers["Content-Disposition"] = f"attachment; filename=results-{batch.batch_id}.csv"
     return answer
 
@@ -160,7 +162,10 @@ def health() -> Response:
 def ready() -> Response:
     """Whether the store answers and, with `?directory=true`, the directory too."""
     service().store.check()
-    if request.args.get("directory", "").lower() in ("true", "1"):
+    asked = request.args.get("directory", "").lower()
+    if asked not in ("", "true", "1", "false", "0"):
+        raise Problem(HTTPStatus.BAD_REQUEST, "`directory` must be true or false.")
+    if asked in ("true", "1"):
         try:
             service().runner.knock(READY_SECONDS)
         except DirectoryError as error:
@@ -182,7 +187,8 @@ def sample() -> Response:
 
 
 def _read(upload: Upload) -> CsvReading:
-    return read_csv(upload.content, max_rows=service().settings.max_csv_rows, encoding=upload.encoding)
+    with service().reading_places:
+        return read_csv(upload.content, max_rows=service().settings.max_csv_rows, encoding=upload.encoding)
 
 
 def _find(batch_id: str) -> Batch:
@@ -270,9 +276,7 @@ def _warnings(reading: CsvReading) -> list[dict[str, Any]]:
     if before is None:
         return []
     message = f"The same hospitals were uploaded before, as batch {before}; uploading them again creates them again."
-    return [
-        {"code": "uploaded_before", "message": message, "row": None, "line": None, "column": None, "batch_id": before}
-    ]
+    return [_error_json(CsvError("uploaded_before", message)) | {"batch_id": before}]
 
 
 def _check_page(upload: Upload, reading: CsvReading) -> str:
@@ -290,13 +294,26 @@ def _read_mended(batch: Batch) -> CsvReading | None:
     upload = read_optional_upload()
     content = upload.content if upload else form_as_results(batch, request.form)
     encoding = upload.encoding if upload else None
-    return None if content is None else read_results(content, max_rows=len(batch.rows), encoding=encoding)
+    if content is None:
+        return None
+    with service().reading_places:
+        return read_results(content, max_rows=len(batch.rows), encoding=encoding)
 
 
 def _refused_file(errors: Sequence[CsvError], page: Callable[[], str] | None = None) -> Problem:
     count = len(errors)
     detail = errors[0].message if count == 1 else f"The file has {count} errors, so nothing was done: mend them all."
-    return Problem(HTTPStatus.BAD_REQUEST, detail, errors=[asdict(error) for error in errors], page=page)
+    return Problem(HTTPStatus.BAD_REQUEST, detail, errors=[_error_json(error) for error in errors], page=page)
+
+
+def _error_json(error: CsvError) -> dict[str, Any]:
+    return {
+        "row": error.row,
+        "line": error.line,
+        "column": error.column,
+        "code": error.code,
+        "message": error.message,
+    }
 
 
 def _asked(statuses: type[StatusT]) -> StatusT | None:
@@ -308,7 +325,7 @@ def _asked(statuses: type[StatusT]) -> StatusT | None:
 
 
 def _asked_limit() -> int:
-    text = request.args.get("limit", str(DEFAULT_PAGE))
+    text = request.args.get("limit") or str(DEFAULT_PAGE)
     if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= LONGEST_PAGE):
         raise Problem(HTTPStatus.BAD_REQUEST, f"`limit` must be a whole number from 1 to {LONGEST_PAGE}.")
     return int(text)

@@ -77,10 +77,11 @@ class Runner:
         with self._lock:
             self._check_room()
             before = self._store.get(batch_id)
-            if before.status not in RESUMABLE:
+            resumable = self._with_lost(batch_id, RESUMABLE)
+            if before.status not in resumable:
                 raise WrongStatusError(before)
             rows = [row.made_pending() for row in mend(before) if row.status is RowStatus.FAILED]
-            batch = self._store.begin(batch_id, RESUMABLE, Goal.ACTIVATE, rows)
+            batch = self._store.begin(batch_id, resumable, Goal.ACTIVATE, rows)
             self._launch(Run(batch, self._context, _seconds_unknown(before)))
 
     def roll_back(self, batch_id: str) -> None:
@@ -97,7 +98,7 @@ class Runner:
             if before.status is BatchStatus.ROLLED_BACK:
                 return
             self._check_room()
-            batch = self._store.begin(batch_id, REMOVABLE, Goal.REMOVE)
+            batch = self._store.begin(batch_id, self._with_lost(batch_id, REMOVABLE), Goal.REMOVE)
             self._launch(Run(batch, self._context, _seconds_unknown(before)))
 
     def take_up(self) -> None:
@@ -135,6 +136,10 @@ class Runner:
         self._pool.shutdown(wait=True)
         cut.cancel()
 
+    def _with_lost(self, batch_id: str, statuses: tuple[BatchStatus, ...]) -> tuple[BatchStatus, ...]:
+        """Those, and `processing` for a batch that no run works on: how its last one ended could not be stored."""
+        return statuses if batch_id in self._runs else (*statuses, BatchStatus.PROCESSING)
+
     def _check_room(self) -> None:
         if self.stopping.is_set() or len(self._runs) >= self._settings.max_running_batches:
             raise TooManyBatchesError
@@ -151,12 +156,15 @@ class Runner:
             logger.exception("batch %s: how it ended could not be stored", run.batch_id)
         finally:
             with self._lock:
-                del self._runs[run.batch_id]
+                if self._runs.get(run.batch_id) is run:  # and not one that was begun when this one had just ended
+                    del self._runs[run.batch_id]
                 self._run_left.notify_all()
 
 
 def _seconds_unknown(batch: Batch) -> float:
-    """How long ago the last run of the batch may have left something unknown: only an interrupted one did."""
+    """How long ago the last run of the batch may have left something unknown: one that failed or completed did not."""
+    if batch.status is BatchStatus.PROCESSING:
+        return 0.0
     if batch.status is not BatchStatus.INTERRUPTED or batch.completed_at is None:
         return math.inf
     return max(0.0, (utc_now() - batch.completed_at).total_seconds())

@@ -34,6 +34,7 @@ class SqliteStore:
         self._engine = create_engine(url, pool_size=16)
         event.listen(self._engine, "connect", _set_pragmas)
         event.listen(self._engine, "begin", _begin)
+        self._writer = self._engine.execution_options(writes=True)
         # SQLite has one writer at a time; here writers queue up instead of each trying until it is its turn.
         self._writing = threading.Lock()
         self._lock_file: TextIO | None = None
@@ -42,7 +43,7 @@ class SqliteStore:
         """Take the file for this process and bring its tables up to date. Raises `StoreError`."""
         try:
             self._lock()
-            with self._write() as connection:
+            with self._writer.begin() as connection:
                 bring_up_to_date(connection)
         except NewerSchemaError as error:
             raise StoreError(
@@ -83,10 +84,10 @@ class SqliteStore:
         """Replace those rows (told by their number) and set those fields of the batch. Raises `BatchNotFoundError`."""
         with self._write() as connection:
             _save_rows(connection, batch_id, rows)
-            if changes:
-                done = connection.execute(update(batch_table).where(batch_table.c.batch_id == batch_id).values(changes))
-                if not done.rowcount:
-                    raise BatchNotFoundError(batch_id)
+            values = changes or {"batch_id": batch_id}  # without changes, to see whether it is there
+            done = connection.execute(update(batch_table).where(batch_table.c.batch_id == batch_id).values(values))
+            if not done.rowcount:
+                raise BatchNotFoundError(batch_id)
 
     def begin(self, batch_id: str, statuses: Iterable[BatchStatus], goal: Goal, rows: Iterable[Row] = ()) -> Batch:
         """Begin another run. Raises `BatchNotFoundError` and `WrongStatusError`."""
@@ -145,7 +146,8 @@ class SqliteStore:
 
     def _lock(self) -> None:
         # The lock ends with the process, however it ends; SQLite's own would not outlast a transaction.
-        self._lock_file = self._path.with_name(f"{self._path.name}.lock").open("w")
+        file = self._path.resolve()  # whatever links lead to it
+        self._lock_file = file.with_name(f"{file.name}.lock").open("w")
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -156,8 +158,7 @@ class SqliteStore:
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
-        writer = self._engine.execution_options(writes=True)
-        with self._writing, _told_as_store_error(), writer.begin() as connection:
+        with self._writing, _told_as_store_error(), self._writer.begin() as connection:
             yield connection
 
     @contextmanager

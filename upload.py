@@ -7,12 +7,25 @@ import re
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from flask import current_app, request
+from flask import Request, current_app, request
+from gunicorn.http.errors import ParseException
+from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.formparser import FormDataParser
 
 from problems import Problem
 
 MAX_FILENAME = 255
+
+
+class StrictRequest(Request):
+    """A request whose form is read as a whole or not at all."""
+
+    def make_form_data_parser(self) -> FormDataParser:
+        """A parser that raises ValueError for what it cannot read."""
+        parser = super().make_form_data_parser()
+        parser.silent = False
+        return parser
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,7 @@ def read_upload() -> Upload:
 
 def read_optional_upload(*, must_be_multipart: bool = False) -> Upload | None:
     """The file of the current request, None when none was chosen. Raises `Problem`: 415, 413, 400 several files."""
+    files = _files()
     if request.mimetype != "multipart/form-data":
         if not must_be_multipart and not request.get_data():
             return None
@@ -46,23 +60,33 @@ def read_optional_upload(*, must_be_multipart: bool = False) -> Upload | None:
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             "Send the file as multipart/form-data in the field `file`: curl -F file=@hospitals.csv",
         )
-    files = request.files.getlist("file")
     if not files or not files[0].filename:
-        if "file" in request.form:
+        if "file" in request.form or (request.files and not files):
             raise _missing_file()
         return None
     if len(files) > 1:
         raise _refused("several_files", f"{len(files)} files were sent; send each in a request of its own.")
+    if "encoding" in request.files:
+        raise _refused("bad_encoding", "The field `encoding` holds a file; send it as text: -F encoding=windows-1252")
     content = files[0].read()
     if len(content) > current_app.config["MAX_UPLOAD_BYTES"]:
         raise RequestEntityTooLarge
     return Upload(_clean_filename(files[0].filename), content, request.form.get("encoding") or None)
 
 
+def _files() -> list[FileStorage]:
+    try:
+        return request.files.getlist("file")
+    except (ValueError, ParseException) as error:
+        # Werkzeug would pass over what it cannot read, and the file would seem not to have been sent.
+        detail = "The form in the request could not be read; it was cut short or is not well-formed. Send it again."
+        raise _refused("missing_file", detail) from error
+
+
 def _missing_file() -> Problem:
     if "file" in request.form:
         return _refused("missing_file", "The field `file` holds text and no file; with curl: -F file=@hospitals.csv")
-    others = ", ".join(sorted(request.files))[:100]
+    others = ", ".join(sorted(field for field in request.files if field != "file"))[:100]
     found = f" A file came in the field `{others}`; rename that to `file`." if others else ""
     return _refused("missing_file", f"No file was chosen: send it in the field `file`.{found}")
 

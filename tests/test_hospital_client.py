@@ -544,11 +544,11 @@ class TestKnock:
         client = HospitalClient(Settings(hospital_api_base_url=URL, directory_timeout_seconds=4), pauses)
         asked: list[Any] = []
 
-        def request(*_: object, timeout: object, **__: object) -> None:
+        def send(*_: object, timeout: object, **__: object) -> None:
             asked.append(timeout)
             raise requests.exceptions.InvalidHeader
 
-        monkeypatch.setattr(client._session, "request", request)
+        monkeypatch.setattr(client._session, "send", send)
         with pytest.raises(DirectoryError):
             call(client)
         assert asked[0] == (min(10, seconds), seconds)
