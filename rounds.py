@@ -126,26 +126,30 @@ class Run:
             return True
 
     def _pursue(self, goal: Goal) -> None:
+        status, message = self._outcome(goal)
+        self._end(goal, status, message)
+
+    def _outcome(self, goal: Goal) -> tuple[BatchStatus, str | None]:
+        """Work towards the goal, and say how that ended and, if not well, why."""
         try:
             self._wake(goal)
             if goal is Goal.ACTIVATE:
                 self._bring_to_active()
-                self._end(goal, BatchStatus.COMPLETED)
-            else:
-                self._remove()
-                self._end(goal, BatchStatus.ROLLED_BACK)
+                return BatchStatus.COMPLETED, None
+            self._remove()
+            return BatchStatus.ROLLED_BACK, None
         except _EndedError as ended:
-            self._end(goal, ended.status, str(ended))
+            return ended.status, str(ended)
         except DirectoryError as error:
-            self._end(goal, BatchStatus.INTERRUPTED, f"{str(error).rstrip('.')}. {_WHAT_TO_DO[goal]}")
+            return BatchStatus.INTERRUPTED, f"{str(error).rstrip('.')}. {_WHAT_TO_DO[goal]}"
         except (Stopped, _TurnedError):
             raise
         except Exception:
             logger.exception("batch %s: the run broke off", self.batch_id)
             self._rest()
-            self._end(goal, BatchStatus.INTERRUPTED, "An error in this service stopped the batch; its log says which.")
+            return BatchStatus.INTERRUPTED, "An error in this service stopped the batch; its log says which."
 
-    def _end(self, goal: Goal, status: BatchStatus, message: str | None = None) -> None:
+    def _end(self, goal: Goal, status: BatchStatus, message: str | None) -> None:
         with self._turning:
             self._check_goal(goal)
             self._closed = True

@@ -14,7 +14,7 @@ from hospital_client import HospitalClient
 from pacing import Pacer
 from rounds import Run, RunContext
 from settings import Settings
-from store import Store, WrongStatusError
+from store import KeyTakenError, Store, WrongStatusError
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ class Runner:
             rows_digest=rows_digest(rows),
         )
         with self._lock:
+            if key is not None and (other := self._store.find_key(key.owner, key.key)) is not None:
+                raise KeyTakenError(other)
             self._check_room()
             self._store.add(batch)
             self._launch(Run(batch, self._context))
@@ -76,6 +78,7 @@ class Runner:
         """Go on where the batch stopped, its failed rows as `mend` leaves them; returns at once."""
         with self._lock:
             self._check_room()
+            self._let_ended_run_leave(batch_id)
             before = self._store.get(batch_id)
             resumable = self._with_lost(batch_id, RESUMABLE)
             if before.status not in resumable:
@@ -113,7 +116,8 @@ class Runner:
 
         Raises `BatchNotFoundError`.
         """
-        run = self._runs.get(batch_id)
+        with self._lock:  # else one that is just begun could pass for one that has no run
+            run = self._runs.get(batch_id)
         if run is not None:
             run.released.wait(seconds)
             if run.ended_as is not None:
@@ -136,6 +140,10 @@ class Runner:
         self._pool.shutdown(wait=True)
         cut.cancel()
 
+    def _let_ended_run_leave(self, batch_id: str) -> None:
+        while (run := self._runs.get(batch_id)) is not None and run.released.is_set() and not self.stopping.is_set():
+            self._run_left.wait()
+
     def _with_lost(self, batch_id: str, statuses: tuple[BatchStatus, ...]) -> tuple[BatchStatus, ...]:
         """Those, and `processing` for a batch that no run works on: how its last one ended could not be stored."""
         return statuses if batch_id in self._runs else (*statuses, BatchStatus.PROCESSING)
@@ -156,8 +164,7 @@ class Runner:
             logger.exception("batch %s: how it ended could not be stored", run.batch_id)
         finally:
             with self._lock:
-                if self._runs.get(run.batch_id) is run:  # and not one that was begun when this one had just ended
-                    del self._runs[run.batch_id]
+                del self._runs[run.batch_id]
                 self._run_left.notify_all()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from schema import NewerSchemaError, batch_table, bring_up_to_date, row_table
 from store import BatchNotFoundError, KeyTakenError, StoreError, WrongStatusError
 
 BUSY_MILLISECONDS = 10_000
+# A process that was killed may hold its file for a moment longer.
+LOCK_SECONDS = 3.0
 
 _UPDATE_ROW = (
     update(row_table)
@@ -42,7 +45,14 @@ class SqliteStore:
     def open(self) -> None:
         """Take the file for this process and bring its tables up to date. Raises `StoreError`."""
         try:
-            self._lock()
+            self._take_file()
+            self._bring_up_to_date()
+        except StoreError:
+            self.close()
+            raise
+
+    def _bring_up_to_date(self) -> None:
+        try:
             with self._writer.begin() as connection:
                 bring_up_to_date(connection)
         except NewerSchemaError as error:
@@ -50,8 +60,6 @@ class SqliteStore:
                 f"{self._path} was written by a newer version of this service (schema {error.version}): "
                 "start that version, or name another file in DATABASE_URL."
             ) from error
-        except OSError as error:
-            raise StoreError(f"{self._path} cannot be used as the database: {error.strerror}.") from error
         except DBAPIError as error:
             raise StoreError(f"{self._path} cannot be used as the database: {error.orig}.") from error
 
@@ -116,7 +124,7 @@ class SqliteStore:
             return _with_rows(connection, connection.execute(found).mappings().all())
 
     def page(self, limit: int, *, status: BatchStatus | None = None, after: str | None = None) -> list[Batch]:
-        """Up to `limit` batch_table, newest first. Raises `BatchNotFoundError` when there is no batch `after`."""
+        """Up to `limit` batches, newest first. Raises `BatchNotFoundError` when there is no batch `after`."""
         found = select(batch_table).order_by(batch_table.c.number.desc()).limit(limit)
         if status is not None:
             found = found.where(batch_table.c.status == status)
@@ -144,17 +152,21 @@ class SqliteStore:
         with self._read() as connection:
             connection.execute(text("SELECT 1"))
 
-    def _lock(self) -> None:
-        # The lock ends with the process, however it ends; SQLite's own would not outlast a transaction.
+    def _take_file(self) -> None:
         file = self._path.resolve()  # whatever links lead to it
-        self._lock_file = file.with_name(f"{file.name}.lock").open("w")
+        # The lock ends with the process, however it ends; SQLite's own would not outlast a transaction.
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                f"{self._path} is in use by another process of this service: stop that one first, "
-                "or name another file in DATABASE_URL."
-            ) from None
+            self._lock_file = file.with_name(f"{file.name}.lock").open("w")
+        except OSError as error:
+            raise StoreError(f"{self._path} cannot be used as the database: {error.strerror}.") from error
+        give_up_at = time.monotonic() + LOCK_SECONDS
+        while not _lock(self._lock_file):
+            if time.monotonic() > give_up_at:
+                raise StoreError(
+                    f"{self._path} is in use by another process of this service: stop that one first, "
+                    "or name another file in DATABASE_URL."
+                )
+            time.sleep(0.1)
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
@@ -173,6 +185,14 @@ def _told_as_store_error() -> Iterator[None]:
         yield
     except OperationalError as error:
         raise StoreError(f"The database does not answer: {error.orig}. Nothing was done; try it again.") from error
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _set_pragmas(connection: DBAPIConnection, _: object) -> None:
