@@ -141,7 +141,10 @@ class Runner:
         cut.cancel()
 
     def _let_ended_run_leave(self, batch_id: str) -> None:
-        while (run := self._runs.get(batch_id)) is not None and run.released.is_set() and not self.stopping.is_set():
+        """Wait for the run whose end can be seen already, or could not be stored, but that is not gone yet."""
+        while (run := self._runs.get(batch_id)) is not None and not self.stopping.is_set():
+            if not run.released.is_set() and not self._store.get(batch_id).ended:
+                return  # it works
             self._run_left.wait()
 
     def _with_lost(self, batch_id: str, statuses: tuple[BatchStatus, ...]) -> tuple[BatchStatus, ...]:
