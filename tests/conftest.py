@@ -1,4 +1,4 @@
-"""What the tests share: an embedded directory in a process of its own."""
+"""What the tests share: an embedded directory in a process of its own, and a browser."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.browser import chromium, visit
 from tests.directory import Directory
+
+__all__ = ["chromium", "visit"]
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ ROWS = (
     Row(6, "Zeta", "6 Road", None, RowStatus.DELETED, 12),
 )
 BATCH = Batch(
-    str(uuid.uuid4()),
+    "7c0f7a52-5f0c-4b52-8a7e-0d1f6f0b2c11",
     "a.csv",
     ROWS,
     datetime(2026, 1, 2, tzinfo=UTC),
@@ -92,7 +92,7 @@ class TestTheAnswer:
         words = "`status` must be one of pending, created, created_and_activated, failed, deleted."
         problem(answer, 400, words)
 
-    @pytest.mark.parametrize("batch_id", ["none", str(uuid.uuid4()), BATCH.batch_id.upper(), "x" * 3000])
+    @pytest.mark.parametrize("batch_id", ["none", "2f1b7a9e-6a64-4d39-9a53-0f9d3a1c5e77", BATCH.batch_id.upper(), "x" * 3000])
     def test_no_batch_has_no_results(self, service: LocalService, batch_id: str) -> None:
         problem(service.call("GET", f"/batches/{batch_id}/results.csv"), 404, "There is no batch")
 
