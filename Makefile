@@ -13,7 +13,7 @@ run: $(VENV)/installed  ## serve on an embedded directory, on this machine alone
 	@exec $(BIN)/python run_local.py
 
 test: $(VENV)/installed  ## run all tests
-	$(BIN)/python -m pytest -n 4 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(VENV)/installed  ## check style and types
 	$(BIN)/ruff check .

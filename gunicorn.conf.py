@@ -1,11 +1,12 @@
 """How gunicorn serves the service: one process with threads, since what runs is kept in memory."""
 
+import os
 import resource
 import signal
 import sys
 import threading
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import cast
 
@@ -15,7 +16,7 @@ from flask import Flask
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 
-from service import service
+from service import Service, service
 from settings import WORKER_THREADS, SettingsError, load_settings
 from store import StoreError
 
@@ -32,6 +33,8 @@ graceful_timeout = 20
 # It would be written into the home directory.
 control_socket_disable = True
 
+MASTER_GONE_SECONDS = 0.5
+
 
 def post_worker_init(worker: Worker) -> None:
     """Start the service, and stop it first when gunicorn is told to stop: callers who wait are answered then."""
@@ -39,14 +42,15 @@ def post_worker_init(worker: Worker) -> None:
     # Not an Event: a second signal inside its set() would wait for ever for the lock that the first one holds.
     told_to_stop: SimpleQueue[int] = SimpleQueue()
     parts = service(cast(Flask, worker.app.callable))
-    try:
-        parts.start()
-    except StoreError as error:
-        worker.log.error("%s", error)
-        sys.exit(Arbiter.WORKER_BOOT_ERROR)  # any other status would have it started again, for ever
+    master = os.getppid()
 
     def stop_when_told() -> None:
-        told_to_stop.get()
+        while os.getppid() == master:  # a worker whose master was killed ends too
+            try:
+                told_to_stop.get(timeout=MASTER_GONE_SECONDS)
+                break
+            except Empty:
+                continue
         parts.stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -58,6 +62,16 @@ def post_worker_init(worker: Worker) -> None:
     threading.Thread(target=stop_when_told, name="stop", daemon=True).start()
     for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(signal_number, handle)
+    if worker.alive:  # and was not told to stop while it loaded
+        _start(parts, worker)
+
+
+def _start(parts: Service, worker: Worker) -> None:
+    try:
+        parts.start()
+    except StoreError as error:
+        worker.log.error("%s", error)
+        sys.exit(Arbiter.WORKER_BOOT_ERROR)  # any other status would have it started again, for ever
 
 
 def _allow_open_files() -> None:

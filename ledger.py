@@ -84,9 +84,12 @@ class Ledger:
 
         A store that does not answer is passed over: what it missed it is told the next time.
         """
-        expected_end = utc_now() + timedelta(seconds=seconds_left)
-        moved = abs(expected_end - self._expected_end)
-        if self._unsaved or what is not self._waiting_for or moved > WORTH_STORING:
+        now = utc_now()
+        expected_end = now + timedelta(seconds=seconds_left)
+        # One that is overdue stays so; it does not move on with the time.
+        overdue = not seconds_left and self._expected_end <= now
+        moved = not overdue and abs(expected_end - self._expected_end) > WORTH_STORING
+        if self._unsaved or what is not self._waiting_for or moved:
             try:
                 self.save(waiting_for=what, expected_end=expected_end)
             except StoreError as error:

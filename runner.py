@@ -107,7 +107,7 @@ class Runner:
     def take_up(self) -> None:
         """Go on with the batches that ran when the service ended, whatever it had in flight then."""
         with self._lock:
-            for batch in self._store.unfinished():
+            for batch in [] if self.stopping.is_set() else self._store.unfinished():
                 logger.info("batch %s: taken up", batch.batch_id)
                 self._launch(Run(batch, self._context, seconds_unknown=0.0))
 

@@ -68,7 +68,7 @@ def failed_batch(page: Page, service: RunningService, directory: Directory, tag:
 def test_a_batch_is_watched_until_it_is_complete(
     slow_service: RunningService, directory: Directory, visit: Visits
 ) -> None:
-    directory.settings(create_seconds=0.7)
+    directory.settings(create_seconds=1.5)
     page = visit(slow_service.url)
     pages: list[str] = []
     page.on("response", lambda answer: pages.append(answer.headers.get("content-type", "")))
