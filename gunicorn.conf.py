@@ -36,6 +36,12 @@ control_socket_disable = True
 MASTER_GONE_SECONDS = 0.5
 
 
+def when_ready(_: Arbiter) -> None:
+    """Ignore what would start a second worker, which could not have what the first one holds."""
+    for signal_number in (signal.SIGHUP, signal.SIGTTIN, signal.SIGUSR2):
+        signal.signal(signal_number, signal.SIG_IGN)
+
+
 def post_worker_init(worker: Worker) -> None:
     """Start the service, and stop it first when gunicorn is told to stop: callers who wait are answered then."""
     _allow_open_files()

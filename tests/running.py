@@ -99,5 +99,5 @@ class RunningService:
     def _is_healthy(self, url: str) -> bool:
         try:
             return requests.get(f"{url}/health", timeout=5).ok
-        except requests.ConnectionError:
+        except requests.RequestException:
             return False

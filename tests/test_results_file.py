@@ -92,7 +92,9 @@ class TestTheAnswer:
         words = "`status` must be one of pending, created, created_and_activated, failed, deleted."
         problem(answer, 400, words)
 
-    @pytest.mark.parametrize("batch_id", ["none", "2f1b7a9e-6a64-4d39-9a53-0f9d3a1c5e77", BATCH.batch_id.upper(), "x" * 3000])
+    @pytest.mark.parametrize(
+        "batch_id", ["none", "2f1b7a9e-6a64-4d39-9a53-0f9d3a1c5e77", BATCH.batch_id.upper(), "x" * 3000]
+    )
     def test_no_batch_has_no_results(self, service: LocalService, batch_id: str) -> None:
         problem(service.call("GET", f"/batches/{batch_id}/results.csv"), 404, "There is no batch")
 
