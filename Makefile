@@ -18,7 +18,7 @@ test: $(VENV)/installed  ## run all tests
 lint: $(VENV)/installed  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy . bench tests
+	$(BIN)/mypy .
 
 format: $(VENV)/installed  ## put the code into its format
 	$(BIN)/ruff check --fix .
