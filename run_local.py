@@ -37,7 +37,9 @@ class StartError(Exception):
 
 def main() -> int:
     """Serve until told to stop; 0 when both ended cleanly, 1 when one did not start or ended by itself."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Ctrl-C also where a shell that started this in the background had it ignored.
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.default_int_handler)
     try:
         port = load_settings().port
         with ExitStack() as stack:
