@@ -41,6 +41,16 @@ class CsvError:
     line: int | None = None
     column: str | None = None
 
+    def as_json(self) -> dict[str, str | int | None]:
+        """The error as the API gives it, its keys in the order that the API promises."""
+        return {
+            "row": self.row,
+            "line": self.line,
+            "column": self.column,
+            "code": self.code,
+            "message": self.message,
+        }
+
 
 class FileRefusedError(Exception):
     """Nothing can be read of the file, for the reasons in `errors`."""

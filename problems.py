@@ -16,6 +16,9 @@ from store import StoreError
 logger = logging.getLogger(__name__)
 
 
+RETRY_AFTER_SECONDS = "5"
+
+
 class Problem(Exception):
     """A refusal: its HTTP status, a sentence that says what is wrong and what to do, and, for a CSV, every error.
 
@@ -37,6 +40,11 @@ class Problem(Exception):
         self.errors = errors
         self.headers = headers or {}
         self.page = page
+
+
+def unavailable(detail: str) -> Problem:
+    """A refusal for now: the caller is told when to try again."""
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
 
 
 def prefers_html() -> bool:
@@ -93,7 +101,7 @@ def _answer_http_exception(error: HTTPException) -> Response:
 
 def _answer_store_error(error: StoreError) -> Response:
     logger.error("%s %s: %s", request.method, request.path, error)
-    return _answer(Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers={"Retry-After": "5"}))
+    return _answer(unavailable(str(error)))
 
 
 def _answer_failure(error: Exception) -> Response:

@@ -29,7 +29,7 @@ def doubling_wait(first: float, attempt: int) -> float:
 
 
 class Retries:
-    """The two ways to repeat a call; both raise the last error when they give up, and `Stopped` when told to stop."""
+    """The ways to repeat a call; all raise the last error when they give up, and `Stopped` when told to stop."""
 
     def __init__(self, first_wait: float, attempts: int, stopping: threading.Event) -> None:
         self._first_wait = first_wait

@@ -21,7 +21,7 @@ from csv_rules import CsvReading, read_csv
 from directory_errors import DirectoryError
 from events import batch_events
 from preferences import parse_prefer
-from problems import Problem, prefers_html
+from problems import Problem, prefers_html, unavailable
 from results_file import MendingError, form_as_results, mended_rows, read_results, write_results
 from runner import TooManyBatchesError
 from service import service
@@ -32,7 +32,6 @@ routes = Blueprint("routes", __name__)
 
 DEFAULT_PAGE, LONGEST_PAGE = 50, 200
 BATCHES_ON_FRONT_PAGE = 5
-RETRY_AFTER_SECONDS = "5"
 LONGEST_KEY = 255
 # Who asks whether the directory is there does not want to wait until it has woken up.
 READY_SECONDS = 10.0
@@ -68,7 +67,7 @@ def validate() -> Response:
             "valid": not reading.errors,
             "total_hospitals": reading.total_rows,
             "hospitals": [asdict(row) for row in reading.rows],
-            "errors": [_error_json(error) for error in reading.errors],
+            "errors": [error.as_json() for error in reading.errors],
             "warnings": _warnings(reading),
         }
     )
@@ -106,7 +105,7 @@ def follow_batch(batch_id: str) -> Response:
     """The batch as server-sent events, until it has ended."""
     batch, places = _find(batch_id), service().stream_places
     if not places.acquire(blocking=False):
-        raise _unavailable("Too many callers follow batches at the moment; ask for the batch itself now and then.")
+        raise unavailable("Too many callers follow batches at the moment; ask for the batch itself now and then.")
     stream = batch_events(batch, service().store, service().runner.stopping)
     answer = Response(stream, mimetype="text/event-stream", headers={"Cache-Control": "no-store"})
     answer.call_on_close(places.release)
@@ -137,7 +136,7 @@ def resume(batch_id: str) -> BaseResponse:
     except WrongStatusError as error:
         raise Problem(HTTPStatus.CONFLICT, _WHY_NOT_RESUMED[error.batch.status]) from None
     except TooManyBatchesError:
-        raise _unavailable(_TOO_MANY) from None
+        raise unavailable(_TOO_MANY) from None
     return _answer_when_ended(batch_id)
 
 
@@ -148,7 +147,7 @@ def roll_back(batch_id: str) -> BaseResponse:
     try:
         service().runner.roll_back(_find(batch_id).batch_id)
     except (TooManyBatchesError, WrongStatusError):
-        raise _unavailable(_TOO_MANY) from None
+        raise unavailable(_TOO_MANY) from None
     return _answer_when_ended(batch_id, or_bad_gateway=True)
 
 
@@ -169,7 +168,7 @@ def ready() -> Response:
         try:
             service().runner.knock(READY_SECONDS)
         except DirectoryError as error:
-            raise _unavailable(str(error)) from error
+            raise unavailable(str(error)) from error
     return _json({"status": "ready"})
 
 
@@ -205,7 +204,7 @@ def _start(upload: Upload, key: IdempotencyKey | None) -> str:
     try:
         return service().runner.start(upload.filename, _rows(reading), key)
     except TooManyBatchesError:
-        raise _unavailable(_TOO_MANY) from None
+        raise unavailable(_TOO_MANY) from None
     except KeyTakenError as taken:  # by an upload at the same time
         return _same_upload(taken.batch, key)
 
@@ -276,7 +275,7 @@ def _warnings(reading: CsvReading) -> list[dict[str, Any]]:
     if before is None:
         return []
     message = f"The same hospitals were uploaded before, as batch {before}; uploading them again creates them again."
-    return [_error_json(CsvError("uploaded_before", message)) | {"batch_id": before}]
+    return [CsvError("uploaded_before", message).as_json() | {"batch_id": before}]
 
 
 def _check_page(upload: Upload, reading: CsvReading) -> str:
@@ -303,17 +302,7 @@ def _read_mended(batch: Batch) -> CsvReading | None:
 def _refused_file(errors: Sequence[CsvError], page: Callable[[], str] | None = None) -> Problem:
     count = len(errors)
     detail = errors[0].message if count == 1 else f"The file has {count} errors, so nothing was done: mend them all."
-    return Problem(HTTPStatus.BAD_REQUEST, detail, errors=[_error_json(error) for error in errors], page=page)
-
-
-def _error_json(error: CsvError) -> dict[str, Any]:
-    return {
-        "row": error.row,
-        "line": error.line,
-        "column": error.column,
-        "code": error.code,
-        "message": error.message,
-    }
+    return Problem(HTTPStatus.BAD_REQUEST, detail, errors=[error.as_json() for error in errors], page=page)
 
 
 def _asked(statuses: type[StatusT]) -> StatusT | None:
@@ -333,10 +322,6 @@ def _asked_limit() -> int:
 
 def _next_page(last: Batch) -> str:
     return url_for(".list_batches") + "?" + urlencode({**request.args, "after": last.batch_id})
-
-
-def _unavailable(detail: str) -> Problem:
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
 
 
 def _json(body: object) -> Response:

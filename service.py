@@ -27,7 +27,7 @@ class Service:
     runner: Runner
     waiting_places: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(WORKER_THREADS // 2))
     stream_places: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(WORKER_THREADS // 4))
-    # A file of a megabyte takes fifty while it is read, and is read in a fraction of a second.
+    # A file of a megabyte takes 50 MB of memory while it is read, for a fraction of a second.
     reading_places: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(2))
     _starting: threading.Lock = field(default_factory=threading.Lock)
     _started: threading.Event = field(default_factory=threading.Event)

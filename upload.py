@@ -13,6 +13,7 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
+from csv_errors import CsvError
 from problems import Problem
 
 MAX_FILENAME = 255
@@ -92,8 +93,7 @@ def _missing_file() -> Problem:
 
 
 def _refused(code: str, message: str) -> Problem:
-    error = {"row": None, "line": None, "column": None, "code": code, "message": message}
-    return Problem(HTTPStatus.BAD_REQUEST, message, errors=[error])
+    return Problem(HTTPStatus.BAD_REQUEST, message, errors=[CsvError(code, message).as_json()])
 
 
 def _clean_filename(filename: str) -> str:
