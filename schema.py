@@ -22,6 +22,7 @@ from sqlalchemy import (
     insert,
     inspect,
     select,
+    text,
     update,
 )
 
@@ -41,6 +42,17 @@ class UtcTime(TypeDecorator[datetime]):
         return None if value is None else datetime.fromtimestamp(value, UTC)
 
 
+class BatchId(TypeDecorator[str]):
+    """A batch's id. No id has a NUL, which PostgreSQL would refuse even to look for."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """The id as it can be looked for."""
+        return None if value is None else value.replace("\0", "\ufffd")
+
+
 metadata = MetaData()
 
 version_table = Table("schema_version", metadata, Column("version", Integer, nullable=False))
@@ -49,7 +61,7 @@ batch_table = Table(
     "batches",
     metadata,
     Column("number", Integer, primary_key=True),  # in the order of their making
-    Column("batch_id", String, nullable=False, unique=True),
+    Column("batch_id", BatchId, nullable=False, unique=True),
     Column("filename", String, nullable=False),
     Column("status", String, nullable=False, index=True),
     Column("goal", String, nullable=False),
@@ -65,6 +77,8 @@ batch_table = Table(
     Column("key_owner", String),
     Column("idempotency_key", String),
     Column("upload_digest", String),
+    # Counts the runs, where several processes may take a batch up.
+    Column("epoch", Integer, nullable=False, server_default=text("0")),
     UniqueConstraint("key_owner", "idempotency_key"),
 )
 
@@ -82,6 +96,15 @@ row_table = Table(
 )
 
 
+# The creates of the last window, where several processes share one limit.
+create_table = Table(
+    "recent_creates",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("sent_at", Float(53), nullable=False, index=True),  # in seconds since 1970, by the database's clock
+)
+
+
 class NewerSchemaError(Exception):
     """The database was made by a newer version of this service; `version` is its schema's."""
 
@@ -90,8 +113,14 @@ class NewerSchemaError(Exception):
         self.version = version
 
 
+def _add_epoch(connection: Connection) -> None:
+    metadata.create_all(connection)
+    if "epoch" not in {column["name"] for column in inspect(connection).get_columns(batch_table.name)}:
+        connection.execute(text("ALTER TABLE batches ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0"))
+
+
 # Upgrade number n, counted from 1, makes version n of version n - 1; a new database goes through all of them.
-_UPGRADES: tuple[Callable[[Connection], None], ...] = (metadata.create_all,)
+_UPGRADES: tuple[Callable[[Connection], None], ...] = (metadata.create_all, _add_epoch)
 
 
 def bring_up_to_date(connection: Connection) -> None:

@@ -1,26 +1,20 @@
-"""The store in a database, by SQLAlchemy Core: an SQLite file, used by one process."""
+"""Batches and their rows in a database, by SQLAlchemy Core: what SQLite and PostgreSQL have in common."""
 
 from __future__ import annotations
 
-import fcntl
-import threading
-import time
+import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TextIO
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, create_engine, event, insert, make_url, select, text, update
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy import Connection, RowMapping, bindparam, insert, select, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from batch import Batch, BatchStatus, Goal, IdempotencyKey, Row, RowStatus, WaitingFor, utc_now
-from schema import NewerSchemaError, batch_table, bring_up_to_date, row_table
+from schema import batch_table, row_table
 from store import BatchNotFoundError, KeyTakenError, StoreError, WrongStatusError
-
-BUSY_MILLISECONDS = 10_000
-# A process that was killed may hold its file for a moment longer.
-LOCK_SECONDS = 3.0
 
 _UPDATE_ROW = (
     update(row_table)
@@ -29,46 +23,25 @@ _UPDATE_ROW = (
 )
 
 
-class SqliteStore:
-    """Batches and their rows in an SQLite file. What is stored is on the disk when the call returns."""
+class SqlStore(ABC):
+    """What every store in a database does. What is stored is on the disk when the call returns.
 
-    def __init__(self, url: str) -> None:
-        self._path = Path(make_url(url).database or "")
-        self._engine = create_engine(url, pool_size=16)
-        event.listen(self._engine, "connect", _set_pragmas)
-        event.listen(self._engine, "begin", _begin)
-        self._writer = self._engine.execution_options(writes=True)
-        # SQLite has one writer at a time; here writers queue up instead of each trying until it is its turn.
-        self._writing = threading.Lock()
-        self._lock_file: TextIO | None = None
+    Where the database does not answer, every operation raises `StoreError`.
+    """
 
-    def open(self) -> None:
-        """Take the file for this process and bring its tables up to date. Raises `StoreError`."""
-        try:
-            self._take_file()
-            self._bring_up_to_date()
-        except StoreError:
-            self.close()
-            raise
+    @abstractmethod
+    def _write(self) -> AbstractContextManager[Connection]:
+        """A transaction that may write."""
 
-    def _bring_up_to_date(self) -> None:
-        try:
-            with self._writer.begin() as connection:
-                bring_up_to_date(connection)
-        except NewerSchemaError as error:
-            raise StoreError(
-                f"{self._path} was written by a newer version of this service (schema {error.version}): "
-                "start that version, or name another file in DATABASE_URL."
-            ) from error
-        except DBAPIError as error:
-            raise StoreError(f"{self._path} cannot be used as the database: {error.orig}.") from error
+    @abstractmethod
+    def _read(self) -> AbstractContextManager[Connection]:
+        """A connection to read with."""
 
-    def close(self) -> None:
-        """Let go of the file."""
-        self._engine.dispose()
-        if self._lock_file is not None:
-            self._lock_file.close()
-            self._lock_file = None
+    def _on_begun(self, connection: Connection, batch: Batch, before: Batch | None) -> None:  # noqa: B027 - most do not
+        """Do what belongs to the beginning of a run, in the transaction that stores it: by default nothing.
+
+        `before` is the batch as its last run left it, None for a new one.
+        """
 
     def add(self, batch: Batch) -> None:
         """Keep a new batch with all its rows. Raises `KeyTakenError`."""
@@ -76,6 +49,7 @@ class SqliteStore:
             with self._write() as connection:
                 connection.execute(insert(batch_table).values(_batch_values(batch)))
                 connection.execute(insert(row_table), [_row_values(batch.batch_id, row) for row in batch.rows])
+                self._on_begun(connection, batch, None)
         except IntegrityError:
             key = batch.idempotency_key
             other = self.find_key(key.owner, key.key) if key else None
@@ -86,12 +60,12 @@ class SqliteStore:
     def get(self, batch_id: str) -> Batch:
         """The batch as it stands now. Raises `BatchNotFoundError`."""
         with self._read() as connection:
-            return _get(connection, batch_id)
+            return get_batch(connection, batch_id)
 
     def save(self, batch_id: str, rows: Iterable[Row] = (), **changes: Any) -> None:
         """Replace those rows (told by their number) and set those fields of the batch. Raises `BatchNotFoundError`."""
         with self._write() as connection:
-            _save_rows(connection, batch_id, rows)
+            save_rows(connection, batch_id, rows)
             values = changes or {"batch_id": batch_id}  # without changes, to see whether it is there
             done = connection.execute(update(batch_table).where(batch_table.c.batch_id == batch_id).values(values))
             if not done.rowcount:
@@ -101,15 +75,16 @@ class SqliteStore:
         """Begin another run. Raises `BatchNotFoundError` and `WrongStatusError`."""
         rows = list(rows)
         with self._write() as connection:
-            batch = _get(connection, batch_id)
+            batch = get_batch(connection, batch_id, for_update=True)
             if batch.status not in statuses:
                 raise WrongStatusError(batch)
-            batch = batch.begun(goal, rows, utc_now())
-            _save_rows(connection, batch_id, rows)
+            begun = batch.begun(goal, rows, utc_now())
+            save_rows(connection, batch_id, rows)
             connection.execute(
-                update(batch_table).where(batch_table.c.batch_id == batch_id).values(_batch_values(batch))
+                update(batch_table).where(batch_table.c.batch_id == batch_id).values(_batch_values(begun))
             )
-            return batch
+            self._on_begun(connection, begun, batch)
+            return begun
 
     def find_key(self, owner: str, key: str) -> Batch | None:
         """The batch that was made under this idempotency key, None without one."""
@@ -152,74 +127,32 @@ class SqliteStore:
         with self._read() as connection:
             connection.execute(text("SELECT 1"))
 
-    def _take_file(self) -> None:
-        file = self._path.resolve()  # whatever links lead to it
-        # The lock ends with the process, however it ends; SQLite's own would not outlast a transaction.
-        try:
-            self._lock_file = file.with_name(f"{file.name}.lock").open("w")
-        except OSError as error:
-            raise StoreError(f"{self._path} cannot be used as the database: {error.strerror}.") from error
-        give_up_at = time.monotonic() + LOCK_SECONDS
-        while not _lock(self._lock_file):
-            if time.monotonic() > give_up_at:
-                raise StoreError(
-                    f"{self._path} is in use by another process of this service: stop that one first, "
-                    "or name another file in DATABASE_URL."
-                )
-            time.sleep(0.1)
-
-    @contextmanager
-    def _write(self) -> Iterator[Connection]:
-        with self._writing, _told_as_store_error(), self._writer.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _read(self) -> Iterator[Connection]:
-        with _told_as_store_error(), self._engine.connect() as connection:
-            yield connection
-
 
 @contextmanager
-def _told_as_store_error() -> Iterator[None]:
+def told_as_store_error() -> Iterator[None]:
+    """Raise `StoreError` where the database does not answer."""
     try:
         yield
-    except OperationalError as error:
-        raise StoreError(f"The database does not answer: {error.orig}. Nothing was done; try it again.") from error
+    except (OperationalError, InterfaceError, InternalError, PoolTimeoutError) as error:
+        # SQLite's words help (the disk is full, say); those of a server tell callers where it is.
+        reason = f" ({error.orig})" if isinstance(error, DBAPIError) and isinstance(error.orig, sqlite3.Error) else ""
+        raise StoreError(
+            f"The database does not answer at the moment{reason}; try it again in a few seconds."
+        ) from error
 
 
-def _lock(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _set_pragmas(connection: DBAPIConnection, _: object) -> None:
-    # Transactions are begun below, not by the driver.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
-def _begin(connection: Connection) -> None:
-    # A transaction that reads first and writes later fails when another wrote in between; this one waits instead.
-    writes = connection.get_execution_options().get("writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _get(connection: Connection, batch_id: str) -> Batch:
-    found = connection.execute(select(batch_table).where(batch_table.c.batch_id == batch_id)).mappings().all()
+def get_batch(connection: Connection, batch_id: str, *, for_update: bool = False) -> Batch:
+    """The batch with its rows, for this transaction alone when `for_update`. Raises `BatchNotFoundError`."""
+    asked = select(batch_table).where(batch_table.c.batch_id == batch_id)
+    # SQLite, which has one writer at a time, passes over `for_update`.
+    found = connection.execute(asked.with_for_update() if for_update else asked).mappings().all()
     if not found:
         raise BatchNotFoundError(batch_id)
     return _with_rows(connection, found)[0]
 
 
-def _save_rows(connection: Connection, batch_id: str, rows: Iterable[Row]) -> None:
+def save_rows(connection: Connection, batch_id: str, rows: Iterable[Row]) -> None:
+    """Replace those rows of the batch, told by their number."""
     values = [_row_values(batch_id, row) for row in rows]
     for value in values:
         value["of_batch"], value["number"] = value.pop("batch_id"), value.pop("row")
@@ -261,7 +194,7 @@ def _batch_values(batch: Batch) -> dict[str, Any]:
 def _batch(record: RowMapping, rows: tuple[Row, ...]) -> Batch:
     values = dict(record)
     key = values.pop("key_owner"), values.pop("idempotency_key"), values.pop("upload_digest")
-    del values["number"]
+    del values["number"], values["epoch"]
     return Batch(
         **values
         | {

@@ -35,7 +35,30 @@ class WrongStatusError(Exception):
         self.batch = batch
 
 
-class Store(Protocol):
+class TooManyBatchesError(Exception):
+    """As many batches run as `MAX_RUNNING_BATCHES` allows, or the service stops: try again later."""
+
+
+class TakenOverError(Exception):
+    """Another process runs the batch now: this one may neither store nor send anything more of it."""
+
+
+class GoalChangedError(Exception):
+    """Another process wants the batch removed: how it was brought to its old goal is not to be stored."""
+
+
+class RunStore(Protocol):
+    """What one run asks of a store."""
+
+    def save(self, batch_id: str, rows: Iterable[Row] = (), **changes: Any) -> None:
+        """Replace those rows (told by their number) and set those fields of the batch.
+
+        Raises `BatchNotFoundError` and, where several processes share the store, `TakenOverError` and, for a new
+        status, `GoalChangedError`.
+        """
+
+
+class Store(RunStore, Protocol):
     """What the service asks of a store. Every operation is atomic and may be called from any thread."""
 
     def open(self) -> None:
@@ -49,9 +72,6 @@ class Store(Protocol):
 
     def get(self, batch_id: str) -> Batch:
         """The batch as it stands now. Raises `BatchNotFoundError`."""
-
-    def save(self, batch_id: str, rows: Iterable[Row] = (), **changes: Any) -> None:
-        """Replace those rows (told by their number) and set those fields of the batch. Raises `BatchNotFoundError`."""
 
     def begin(self, batch_id: str, statuses: Iterable[BatchStatus], goal: Goal, rows: Iterable[Row] = ()) -> Batch:
         """Begin another run of a batch that has ended in one of `statuses`, with those rows replaced.

@@ -23,7 +23,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
 
 from batch import Batch, BatchStatus, Goal, IdempotencyKey, Row, RowStatus, WaitingFor
-from sql_store import SqliteStore
+from sqlite_store import SqliteStore
 from store import StoreError
 from tests.directory import ROOT, Directory
 from tests.local_service import sqlite_url
@@ -251,9 +251,9 @@ class TestTransactions:
 
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(write)
-            assert locked.wait(5)
+            assert locked.wait(60)
             store.save("batch-1", status=BatchStatus.FAILED)
-            writing.result(5)
+            writing.result(60)
         assert store.get("batch-1").status is BatchStatus.FAILED
 
     def test_a_database_that_stays_locked_is_said_to_be_away(
@@ -261,7 +261,7 @@ class TestTransactions:
     ) -> None:
         store.add(BATCH)
         store.close()
-        monkeypatch.setattr("sql_store.BUSY_MILLISECONDS", 50)
+        monkeypatch.setattr("sqlite_store.BUSY_MILLISECONDS", 50)
         store.open()
         with closing(sqlite3.connect(tmp_path / "hospitals.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -308,7 +308,7 @@ class TestOpening:
         other.open()
         other.close()
 
-    @pytest.mark.parametrize("version", [2, 99])
+    @pytest.mark.parametrize("version", [3, 99])
     def test_a_database_of_a_newer_version_is_refused(self, url: str, tmp_path: Path, version: int) -> None:
         store = SqliteStore(url)
         store.open()
@@ -365,7 +365,7 @@ WRITER = """
 import sys
 from dataclasses import replace
 from tests.test_sqlite_store import BATCH, ROWS
-from sql_store import SqliteStore
+from sqlite_store import SqliteStore
 
 store = SqliteStore(sys.argv[1])
 store.open()

@@ -20,16 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batch import Batch, BatchStatus, Goal, IdempotencyKey, Row, RowStatus, WaitingFor, rows_digest
-from sql_store import SqliteStore
+from cluster.postgres_store import PostgresStore
+from sqlite_store import SqliteStore
 from store import BatchNotFoundError, KeyTakenError, MemoryStore, Store, WrongStatusError
 from tests.local_service import sqlite_url
+from tests.postgres import fresh_database, make_empty, store_at
 
 NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 ROWS = (Row(1, "Alpha", "1 Road", "555-1"), Row(2, "Beta", "2 Road", None), Row(3, "Gamma", "3 Road", ""))
-STORES: dict[str, Callable[[Path], Store]] = {
-    "memory": lambda folder: MemoryStore(keep=100),
-    "sqlite": lambda folder: SqliteStore(sqlite_url(folder)),
-}
+STORES = ("memory", "sqlite", "postgres")
 
 
 CALLS_FOR_BATCH_2: dict[str, Callable[[Store], object]] = {
@@ -43,12 +42,38 @@ CALLS_FOR_BATCH_2: dict[str, Callable[[Store], object]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def in_postgres() -> Iterator[Callable[[], PostgresStore]]:
+    """Returns the store in PostgreSQL, empty: one for all tests, as making a database takes its time."""
+    with fresh_database() as url:
+        store = store_at(url)
+        store.open()
+
+        def emptied() -> PostgresStore:
+            make_empty(url)
+            return store
+
+        yield emptied
+        store.close()
+
+
+@contextmanager
+def opened(kind: str, request: pytest.FixtureRequest) -> Iterator[Store]:
+    """An empty store of this kind."""
+    if kind == "postgres":
+        yield request.getfixturevalue("in_postgres")()
+        return
+    with TemporaryDirectory() as folder:
+        store: Store = MemoryStore(keep=100) if kind == "memory" else SqliteStore(sqlite_url(Path(folder)))
+        store.open()
+        yield store
+        store.close()
+
+
 @pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    opened = STORES[request.param](tmp_path)
-    opened.open()
-    yield opened
-    opened.close()
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    with opened(request.param, request) as store:
+        yield store
 
 
 def at_once(count: int, call: Callable[[int], bool]) -> int:
@@ -56,7 +81,7 @@ def at_once(count: int, call: Callable[[int], bool]) -> int:
     together = threading.Barrier(count)
 
     def one(number: int) -> bool:
-        together.wait(10)
+        together.wait(60)
         return call(number)
 
     with ThreadPoolExecutor(count) as pool:
@@ -137,7 +162,7 @@ class TestOneBatch:
                 rows = [replace(row, status=status) for row in ROWS]
                 store.save("batch-1", rows, batch_activated=status is RowStatus.CREATED)
             done.set()
-            looking.result(5)
+            looking.result(60)
         assert seen <= {(True, True), (False, False)}
 
     def test_saving_nothing_changes_nothing(self, store: Store) -> None:
@@ -375,15 +400,9 @@ def outcome(call: Callable[[], object]) -> object:
 
 
 @contextmanager
-def both() -> Iterator[tuple[Store, ...]]:
-    """One store of each kind, whose clock stands still."""
-    with TemporaryDirectory() as folder, patch("store.utc_now", lambda: NOON), patch("sql_store.utc_now", lambda: NOON):
-        stores = [make(Path(folder)) for make in STORES.values()]
-        for store in stores:
-            store.open()
-        yield tuple(stores)
-        for store in stores:
-            store.close()
+def stopped_clock() -> Iterator[None]:
+    with patch("store.utc_now", lambda: NOON), patch("sql_store.utc_now", lambda: NOON):
+        yield
 
 
 ids = st.sampled_from([f"batch-{number}" for number in range(1, 5)])
@@ -420,19 +439,24 @@ calls = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", STORES[1:])
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(st.lists(calls, min_size=5, max_size=30))
-def test_whatever_is_done_to_them_the_stores_answer_alike(sequence: list[Any]) -> None:
+@given(sequence=st.lists(calls, min_size=5, max_size=30))
+def test_whatever_is_done_to_it_a_database_answers_as_memory_does(
+    request: pytest.FixtureRequest, kind: str, sequence: list[Any]
+) -> None:
     added = set()
-    with both() as stores:
+    with stopped_clock(), opened("memory", request) as memory, opened(kind, request) as database:
         for name, arguments, fields in sequence:
             if name == "add" and arguments[0].batch_id in added:
                 continue  # ids are random: none comes twice
-            memory, sqlite = (outcome(partial(getattr(store, name), *arguments, **fields)) for store in stores)
-            assert memory == sqlite, (name, arguments, fields)
-            if name == "add" and memory is None:
+            expected, answered = (
+                outcome(partial(getattr(store, name), *arguments, **fields)) for store in (memory, database)
+            )
+            assert answered == expected, (name, arguments, fields)
+            if name == "add" and expected is None:
                 added.add(arguments[0].batch_id)
-        for store in stores:
+        for store in (memory, database):
             assert {batch.batch_id for batch in store.page(9)} == added
 
 
