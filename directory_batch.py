@@ -9,28 +9,35 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
+import logs
 from batch import Row, RowStatus, WaitingFor
 from directory_errors import BatchFull, DirectoryError, NotLetIn, NotSent, OutcomeUnknown, Rejected, Stopped
-from hospital_client import HospitalClient
+from hospital_client import Fence, Hospital, HospitalClient, no_fence
 from ledger import Ledger
+from metrics import DOUBLES_REMOVED, SETTLED, UNKNOWN, Call, Settled
 from reconcile import Found, reconcile
 from retries import PATIENCE_SECONDS, Tell, doubling_wait
 from settings import Settings
+from store import TakenOverError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Settle = Callable[[Found], Settled]
 
 
 class DirectoryBatch:
     """The batch of `ledger` in the directory. Its own thread calls everything but `create`.
 
-    `unknown_at` is when an outcome last became unknown, in `time.monotonic` seconds, None when none is. The methods
-    raise the types of `directory_errors`, and `Stopped` when the service stops.
+    `unknown_at` is when an outcome last became unknown, in `time.monotonic` seconds, None when none is. `fence` is
+    passed before anything is sent that changes the directory; it raises `TakenOverError` when another process runs the
+    batch. The methods raise the types of `directory_errors`, and `Stopped` when the service stops.
     """
 
     def __init__(
@@ -40,6 +47,7 @@ class DirectoryBatch:
         settings: Settings,
         stopping: threading.Event,
         unknown_at: float | None,
+        fence: Fence = no_fence,
     ) -> None:
         self._ledger = ledger
         self._id = ledger.batch.batch_id
@@ -47,25 +55,42 @@ class DirectoryBatch:
         self._settings = settings
         self._stopping = stopping
         self._unknown_at = unknown_at
+        self._fence = fence
         self._full: dict[int, BatchFull] = {}
         self._why_unknown: dict[int, str] = {}
+        # Each unknown outcome, with what tells from a listing how it came out.
+        self._unsettled: deque[tuple[Call, Settle]] = deque()
 
     def create(self, row: Row) -> None:
         """Create one row and report its outcome, on any thread. Raises `NotLetIn` alone, when it may be sent again."""
+        logs.row_number.set(row.row)
+        try:
+            self._fence()
+        except (Stopped, TakenOverError):
+            return  # it is not sent
         try:
             hospital = self._client.create(self._id, row.name, row.address, row.phone)
-        except NotLetIn:
+        except NotLetIn as error:
+            logger.warning("the create was not let in: %s", error)
             raise
         except BatchFull as full:
             self._full[row.row] = full
         except Rejected as rejected:
+            # Its words may quote the hospital; the batch has them.
+            logger.warning("the directory refused the row")
             self._ledger.report(replace(row, status=RowStatus.FAILED, error_message=str(rejected)))
         except Exception as error:
-            logger.warning("batch %s row %s: outcome unknown", self._id, row.row, exc_info=_unexpected(error))
+            logger.warning("outcome unknown: %s", _named(error), exc_info=_unexpected(error))
+            self._note_unknown(Call.CREATE, lambda found: _settled_row(row, found))
             self._why_unknown[row.row] = str(error)
             self._unknown_at = time.monotonic()
         else:
             self._ledger.report(replace(row, status=RowStatus.CREATED, hospital_id=hospital.id))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no call is out, and none of unknown outcome may still take effect."""
+        return self._unknown_at is None
 
     def why_unknown(self, row: Row) -> str:
         """What went wrong when the row was last sent and its outcome was unknown, empty when it never was."""
@@ -75,11 +100,15 @@ class DirectoryBatch:
         """List the batch when nothing can be under way any more, delete doubles, and enter what is there."""
         self._wait_out_unknown()
         passes, patient_until = 0, time.monotonic() + PATIENCE_SECONDS
+        doubles: set[int] = set()
         while passes <= self._settings.directory_attempts:
             found = self._list()
+            self._settle(found)
             if not found.doubles:
+                DOUBLES_REMOVED.inc(len(doubles))
                 self._enter(found)
                 return found
+            doubles.update(double.id for double in found.doubles)
             error = self._delete_doubles(found)
             if not isinstance(error, NotLetIn) or time.monotonic() > patient_until:
                 passes += 1
@@ -92,27 +121,37 @@ class DirectoryBatch:
         """Ask once for the activation: None when all of the batch is certainly active, else why that is not so."""
         total = len(self._ledger.rows)
         try:
-            activated = self._patiently(lambda tell: self._client.activate(self._id, tell))
+            activated = self._patiently(lambda tell: self._client.activate(self._id, tell, self._fence))
         except Rejected as error:
+            logger.warning("the activation was refused")
             return str(error)
         except OutcomeUnknown as error:
+            logger.warning("activation unknown: %s", error)
+            self._note_unknown(Call.ACTIVATE, lambda found: _done_if(found.is_all_active(total)))
             self._unknown_at = time.monotonic()
             # Mostly it was done and only the answer was lost: then there is nothing to wait out.
-            return None if self._list().is_all_active(total) else str(error)
+            found = self._list()
+            if not found.is_all_active(total):
+                return str(error)
+            self._settle(found)
+            return None
         return None if activated == total else f"it activated {activated} of {total} hospitals."
 
     def delete(self) -> None:
         """Ask once for the deletion of the batch; only a look tells whether it is gone."""
         try:
-            self._patiently(lambda tell: self._client.delete_batch(self._id, tell))
+            self._patiently(lambda tell: self._client.delete_batch(self._id, tell, self._fence))
         except OutcomeUnknown as error:
-            logger.warning("batch %s: deletion unknown: %s", self._id, error)
+            logger.warning("deletion unknown: %s", error)
+            self._note_unknown(Call.DELETE, lambda found: _done_if(found.is_empty))
             self._unknown_at = time.monotonic()
 
     def is_empty(self) -> bool:
         """Whether the directory holds nothing of the batch, when nothing can be under way any more."""
         self._wait_out_unknown()
-        return not self._patiently(lambda tell: self._client.list_batch(self._id, tell))
+        found = self._list()
+        self._settle(found)
+        return found.is_empty
 
     def _list(self) -> Found:
         return reconcile(self._ledger.rows, self._patiently(lambda tell: self._client.list_batch(self._id, tell)))
@@ -128,12 +167,24 @@ class DirectoryBatch:
     def _delete_doubles(self, found: Found) -> DirectoryError | None:
         """Delete them up to the first failure: an id counts only for the listing that it was read from."""
         for double in found.doubles:
-            logger.warning("batch %s: deleting the double %s", self._id, double.id)
+            logger.warning("deleting the double: hospital %s", double.id)
+            self._fence()
             try:
                 self._client.delete_hospital(double.id)
             except DirectoryError as error:
+                if isinstance(error, OutcomeUnknown):
+                    self._note_unknown(Call.DELETE, partial(_settled_double, double))
                 return error
         return None
+
+    def _note_unknown(self, call: Call, settle: Settle) -> None:
+        UNKNOWN[call].inc()
+        self._unsettled.append((call, settle))
+
+    def _settle(self, found: Found) -> None:
+        while self._unsettled:
+            call, settle = self._unsettled.popleft()
+            SETTLED[call, settle(found)].inc()
 
     def _wait_out_unknown(self) -> None:
         if self._unknown_at is None:
@@ -163,6 +214,23 @@ class DirectoryBatch:
     def _pause(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
             raise Stopped
+
+
+def _settled_row(row: Row, found: Found) -> Settled:
+    return Settled.DOUBLE if found.has_double(row) else _done_if(row.row in found.rows)
+
+
+def _settled_double(double: Hospital, found: Found) -> Settled:
+    return _done_if(all(other.id != double.id for other in found.doubles))
+
+
+def _done_if(holds: bool) -> Settled:
+    return Settled.DONE if holds else Settled.NOT_DONE
+
+
+def _named(error: Exception) -> str:
+    """The error, of which only our own sentences are sure to quote nothing."""
+    return str(error) if isinstance(error, OutcomeUnknown) else type(error).__name__
 
 
 def _unexpected(error: Exception) -> Exception | None:

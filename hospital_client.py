@@ -9,7 +9,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPMethod, HTTPStatus
 from typing import Any
@@ -18,6 +18,7 @@ import requests
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from directory_errors import BatchFull, DirectoryError, NotSent, OutcomeUnknown, RateLimited, Rejected
+from metrics import timed_create
 from retries import Retries, Tell
 from settings import Settings
 from transport import Call, DirectoryAdapter
@@ -32,6 +33,14 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_WORDS = 300
 # What a database can keep.
 MAX_ID = 2**63 - 1
+
+
+# Returns when something may be sent, and raises when it may not.
+Fence = Callable[[], None]
+
+
+def no_fence() -> None:
+    """Let everything pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,7 @@ class HospitalClient:
         self._template = self._session.prepare_request(requests.Request("GET", settings.hospital_api_base_url))
         self._base_url = str(self._template.url).rstrip("/")
 
+    @timed_create()
     def create(self, batch_id: str, name: str, address: str, phone: str | None) -> Hospital:
         """Create one hospital, inactive, under `batch_id`: one try, since a second one could make a double.
 
@@ -113,19 +123,30 @@ class HospitalClient:
         """
         return self._retries.until_answered(lambda: self._list_batch(batch_id), tell)
 
-    def activate(self, batch_id: str, tell: Tell | None = None) -> int:
+    def activate(self, batch_id: str, tell: Tell | None = None, fence: Fence = no_fence) -> int:
         """Activate the batch and return how many hospitals that made active; repeated only while it was not let in.
 
-        Raises `Rejected`, also when a hospital of the batch is active already, or `OutcomeUnknown`.
+        `fence` is passed before every try. Raises `Rejected`, also when a hospital of the batch is active already, or
+        `OutcomeUnknown`.
         """
-        return self._retries.until_let_in(lambda: self._activate(batch_id), tell)
 
-    def delete_batch(self, batch_id: str, tell: Tell | None = None) -> None:
-        """Delete every hospital of the batch; that there is none is as good.
+        def once() -> int:
+            fence()
+            return self._activate(batch_id)
+
+        return self._retries.until_let_in(once, tell)
+
+    def delete_batch(self, batch_id: str, tell: Tell | None = None, fence: Fence = no_fence) -> None:
+        """Delete every hospital of the batch; that there is none is as good. `fence` is passed before every try.
 
         Repeated only while it was not let in: one that takes effect late would delete what was created since.
         """
-        self._retries.until_let_in(lambda: self._delete(f"/hospitals/batch/{batch_id}"), tell)
+
+        def once() -> None:
+            fence()
+            self._delete(f"/hospitals/batch/{batch_id}")
+
+        self._retries.until_let_in(once, tell)
 
     def delete_hospital(self, hospital_id: int) -> None:
         """Delete one hospital, in one try: after a restart of the directory its id may be another hospital's."""
@@ -134,7 +155,13 @@ class HospitalClient:
     @property
     def is_awake(self) -> bool:
         """Whether the directory answered in the last minutes, and so is not asleep."""
-        return self._answered_at is not None and time.monotonic() - self._answered_at < AWAKE_SECONDS
+        seconds = self.seconds_since_answer
+        return seconds is not None and seconds < AWAKE_SECONDS
+
+    @property
+    def seconds_since_answer(self) -> float | None:
+        """How long ago the directory last answered with anything but a 5xx; None when it never did."""
+        return None if self._answered_at is None else time.monotonic() - self._answered_at
 
     def wake(self, tell: Tell) -> None:
         """Return when the directory is awake, at once when it is known to be.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,8 +11,9 @@ from datetime import timedelta
 from typing import Any
 
 from batch import Batch, BatchStatus, Row, RowStatus, WaitingFor, utc_now
+from metrics import ROWS, WAITED_SECONDS
 from reconcile import Found
-from store import Store, StoreError
+from store import RunStore, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +24,11 @@ WORTH_STORING = timedelta(seconds=0.5)
 class Ledger:
     """The rows of one batch, kept by the thread that runs it; changes are gathered, and stored by `save()`.
 
-    `report()` alone may be called from other threads: outcomes wait there until `take_reports()`.
+    `report()` alone may be called from other threads: outcomes wait there until `take_reports()`. `waited_seconds` is
+    how long this run stood still so far.
     """
 
-    def __init__(self, batch: Batch, store: Store) -> None:
+    def __init__(self, batch: Batch, store: RunStore) -> None:
         self.batch = batch
         self._store = store
         self._rows = {row.row: row for row in batch.rows}
@@ -33,6 +36,8 @@ class Ledger:
         self._reports: deque[Row] = deque()
         self._waiting_for = batch.waiting_for
         self._expected_end = batch.created_at
+        self.waited_seconds = 0.0
+        self._stands_still: tuple[WaitingFor, float] | None = None
 
     @property
     def rows(self) -> list[Row]:
@@ -84,6 +89,7 @@ class Ledger:
 
         A store that does not answer is passed over: what it missed it is told the next time.
         """
+        self._count_wait(what)
         now = utc_now()
         expected_end = now + timedelta(seconds=seconds_left)
         # One that is overdue stays so; it does not move on with the time.
@@ -93,12 +99,13 @@ class Ledger:
             try:
                 self.save(waiting_for=what, expected_end=expected_end)
             except StoreError as error:
-                logger.warning("batch %s: %s", self.batch.batch_id, error)
+                logger.warning("not stored: %s", error)
             else:
                 self._waiting_for, self._expected_end = what, expected_end
 
     def end(self, status: BatchStatus, message: str | None) -> None:
         """Store how the run ended; `batch` is then the batch as it was left."""
+        self._count_wait(None)
         now = utc_now()
         changes: dict[str, Any] = {
             "status": status,
@@ -110,16 +117,29 @@ class Ledger:
             "waiting_for": None,
             "expected_end": None,
         }
-        self.batch = replace(self.batch, rows=tuple(self.rows), **changes)
         self.save(**changes)
+        self.batch = replace(self.batch, rows=tuple(self.rows), **changes)
 
     def save(self, **changes: Any) -> None:
         """Store the rows that changed, and these fields of the batch."""
         self._store.save(self.batch.batch_id, [self._rows[number] for number in sorted(self._unsaved)], **changes)
         self._unsaved.clear()
 
+    def _count_wait(self, what: WaitingFor | None) -> None:
+        now = time.monotonic()
+        if self._stands_still is not None:
+            waited_for, since = self._stands_still
+            WAITED_SECONDS[waited_for].inc(now - since)
+            self.waited_seconds += now - since
+        if what is not None and (self._stands_still is None or self._stands_still[0] is not what):
+            logger.info("waits for %s", what)
+        self._stands_still = None if what is None else (what, now)
+
     def _enter(self, row: Row) -> None:
-        if row != self._rows[row.row]:
+        before = self._rows[row.row]
+        if row.status is not before.status:
+            ROWS[row.status].inc()
+        if row != before:
             self._rows[row.row] = row
             self._unsaved.add(row.row)
 

@@ -13,15 +13,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime
-
-from pyrate_limiter import RateItem
+from typing import Any
 
 from batch import Row, WaitingFor
 from create_hold import Hold
 from directory_errors import DirectoryError, NotLetIn, NotSent
-from rate_limit import CreateWindow
+from metrics import count_again
+from rate_limit import CreateWindow, Window
 from retries import PATIENCE_SECONDS
 from settings import Settings
 
@@ -36,13 +37,14 @@ class Lane:
 
     `create` makes the call for one row and keeps its outcome; it raises nothing but `NotLetIn`. `rested` is set when no
     row is in flight and none will be sent any more; those left in `waiting` then were not sent, `given_up` says why
-    (None when they were withdrawn).
+    (None when they were withdrawn). `context` is that of whoever made the lane: each create has a copy of it.
     """
 
     def __init__(self, rows: Iterable[Row], create: Callable[[Row], None], batch_created_at: datetime) -> None:
         self.waiting = deque(rows)
         self.create = create
         self.batch_created_at = batch_created_at
+        self.context = copy_context()
         self.added_at = 0.0
         self.last_sent_at = 0.0
         self.in_flight = 0
@@ -59,14 +61,15 @@ class Lane:
 class _Send:
     lane: Lane
     row: Row
-    token: RateItem
+    token: Any
     try_number: int | None  # of the one that shows, while all others are held, whether creates are let in again
 
 
 class Pacer:
     """Sends the rows of all lanes, each at its time, on threads of its own. Every method may be called from any thread.
 
-    `knock` asks the directory whether it is there, raising `DirectoryError` when it is not.
+    `knock` asks the directory whether it is there, raising `DirectoryError` when it is not. `window` keeps the limit;
+    by default it is this process's own.
     """
 
     def __init__(
@@ -75,9 +78,10 @@ class Pacer:
         knock: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
         start_timer: Callable[[float, Callable[[], None]], threading.Timer] | None = None,
+        window: Window | None = None,
     ) -> None:
         self._most_in_flight = settings.max_concurrent_creates
-        self._window = CreateWindow(settings.directory_create_limit)
+        self._window = window or CreateWindow(settings.directory_create_limit)
         self._hold = Hold(settings.directory_retry_seconds)
         self._knock = knock
         self._clock = clock
@@ -113,6 +117,22 @@ class Pacer:
                 self._close(lane)
             self._set_timer(None)
         self._pool.shutdown(wait=False)
+
+    @property
+    def rows_waiting(self) -> int:
+        """How many rows of all lanes wait to be sent."""
+        # Without the lock: who holds it may wait for a database that does not answer, and who asks this may not.
+        return sum(len(lane.waiting) for lane in self._lanes.copy())
+
+    @property
+    def in_flight(self) -> int:
+        """How many creates are under way."""
+        return self._in_flight
+
+    @property
+    def is_held(self) -> bool:
+        """Whether creates are held back, since the directory refused one."""
+        return self._hold.reason is not None
 
     def waiting_for(self, lane: Lane) -> WaitingFor | None:
         """Why rows of the lane wait, when it is for the directory and not just for their turn."""
@@ -164,7 +184,8 @@ class Pacer:
             started_at = self._clock()
             refusal: NotLetIn | None = None
             try:
-                send.lane.create(send.row)
+                # A copy, since a context is for one thread at a time.
+                send.lane.context.copy().run(send.lane.create, send.row)
             except NotLetIn as error:
                 refusal = error
             with self._lock:
@@ -185,7 +206,7 @@ class Pacer:
             if self._hold.let_in(now, was_the_try):
                 self._send_what_may_go()
         else:
-            logger.warning("creates are held: %s", refusal)
+            count_again(refusal)
             lane.waiting.appendleft(send.row)
             if isinstance(refusal, NotSent):
                 self._window.give_back(send.token)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from pyrate_limiter import InMemoryBucket, Rate, RateItem
 
 from settings import RateLimit
 
 # The directory counts when a create arrives, this service when it leaves: a flat second to spare covers the way.
 SPARE_SECONDS = 1.0
+
+
+class Window(Protocol):
+    """How many creates may go out, of this process or of several. Times are in seconds on one clock."""
+
+    def take(self, now: float) -> Any | None:
+        """Take a token for a create that leaves now; None when there is none left."""
+
+    def give_back(self, token: Any) -> None:
+        """Give back the token of a create that never left."""
+
+    def seconds_until(self, nth: int, now: float) -> float:
+        """How many seconds until the `nth` create from now (1 is the next) may leave."""
 
 
 class CreateWindow:

@@ -18,6 +18,15 @@ class Found:
     strangers: list[Hospital] = field(default_factory=list)
     active: int = 0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the directory holds nothing under the batch."""
+        return not (self.rows or self.doubles or self.strangers)
+
+    def has_double(self, row: Row) -> bool:
+        """Whether the row is there more than once."""
+        return any((it.name, it.address, it.phone) == (row.name, row.address, row.phone) for it in self.doubles)
+
     def is_all_active(self, total: int) -> bool:
         """Whether each of `total` rows is there once and active, and nothing else is."""
         return len(self.rows) == self.active == total and not self.doubles and not self.strangers

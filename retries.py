@@ -11,6 +11,7 @@ from typing import TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay
 
 from directory_errors import DirectoryError, NotLetIn, OutcomeUnknown, RateLimited, Stopped
+from metrics import count_again
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Retries:
 
         def before_sleep(state: RetryCallState) -> None:
             problem = _error_of(state)
+            count_again(problem)
             logger.warning("the directory is asked again: %s", problem)
             if tell is not None:
                 tell(problem)

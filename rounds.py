@@ -10,6 +10,8 @@ import itertools
 import logging
 import threading
 import time
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
@@ -17,13 +19,14 @@ from typing import NoReturn
 from batch import Batch, BatchStatus, Goal, RowStatus, WaitingFor, utc_now
 from directory_batch import DirectoryBatch
 from directory_errors import DirectoryError, NotSent, Stopped
-from hospital_client import HospitalClient
+from hospital_client import Fence, HospitalClient, no_fence
 from ledger import Ledger
+from metrics import BATCHES
 from pacing import Lane, Pacer
 from reconcile import Found
 from retries import PATIENCE_SECONDS, doubling_wait
 from settings import Settings
-from store import Store, StoreError
+from store import GoalChangedError, RunStore, StoreError, TakenOverError
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +58,14 @@ class _TurnedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What every run works with. `stopping` is set when the service stops."""
+    """What a run works with. `stopping` is set when the service stops; `fence` lets pass what may be sent."""
 
     settings: Settings
-    store: Store
+    store: RunStore
     client: HospitalClient
     pacer: Pacer
     stopping: threading.Event
+    fence: Fence = no_fence
 
 
 class Run:
@@ -83,8 +87,11 @@ class Run:
         self._stopping = context.stopping
         self._ledger = Ledger(batch, context.store)
         self._total = len(batch.rows)
+        self._earlier_seconds = batch.earlier_seconds
         unknown_at = None if seconds_unknown is None else time.monotonic() - seconds_unknown
-        self._there = DirectoryBatch(self._ledger, context.client, context.settings, context.stopping, unknown_at)
+        self._there = DirectoryBatch(
+            self._ledger, context.client, context.settings, context.stopping, unknown_at, context.fence
+        )
         self._is_new = seconds_unknown is None
         self._refusal: str | None = None
         self._rounds_left = self._activations_left = self._deletions_left = self._settings.directory_attempts
@@ -97,17 +104,29 @@ class Run:
     def run(self) -> None:
         """Work until the goal is reached, or cannot be for now; the store then says how it ended.
 
-        A service that stops ends the run with the batch still `processing`.
+        A service that stops ends the run with the batch still `processing`. Raises `StoreError`, and `TakenOverError`
+        when another process runs the batch now.
         """
+        logger.info("begins: %s, %s rows", "roll back" if self._goal is Goal.REMOVE else "create", self._total)
         try:
             try:
                 self._pursue(self._goal)
             except _TurnedError:
                 self._pursue(Goal.REMOVE)
         except Stopped:
+            logger.info("left as it is: the service stops")
             self._ledger.save()
+        except TakenOverError:
+            logger.warning("another process has taken the batch over")
+            self._rest()
+            raise
         finally:
             self.released.set()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing of the batch can be under way in the directory, once `run()` has returned."""
+        return self._there.is_settled
 
     def announce(self) -> None:
         """Store what the run begins with and how long it should take; called once, before `run()`."""
@@ -141,11 +160,13 @@ class Run:
         except _EndedError as ended:
             return ended.status, str(ended)
         except DirectoryError as error:
+            # Its words may be the directory's, and quote a hospital; the batch has them.
+            logger.warning("the run broke off: %s", type(error).__name__)
             return BatchStatus.INTERRUPTED, f"{str(error).rstrip('.')}. {_WHAT_TO_DO[goal]}"
-        except (Stopped, _TurnedError):
+        except (Stopped, _TurnedError, TakenOverError):
             raise
         except Exception:
-            logger.exception("batch %s: the run broke off", self.batch_id)
+            logger.exception("the run broke off")
             self._rest()
             return BatchStatus.INTERRUPTED, "An error in this service stopped the batch; its log says which."
 
@@ -157,9 +178,31 @@ class Run:
             self._ledger.all_became(RowStatus.CREATED_AND_ACTIVATED)
         if status is BatchStatus.ROLLED_BACK:
             self._ledger.all_became(RowStatus.DELETED)
-        self._store_end(status, message)
+        try:
+            self._store_end(status, message)
+        except GoalChangedError:  # at the last moment, by another process
+            self._closed, self._goal = False, Goal.REMOVE
+            raise _TurnedError from None
         self.ended_as = self._ledger.batch
-        logger.info("batch %s: %s%s", self.batch_id, status, f": {message}" if message else "")
+        BATCHES[status].inc()
+        self._log_end(self.ended_as)
+
+    def _log_end(self, batch: Batch) -> None:
+        rows = Counter(row.status.value for row in batch.rows)
+        seconds, waited = batch.earlier_seconds - self._earlier_seconds, self._ledger.waited_seconds
+        logger.info(
+            "ended: %s, rows: %s, in %.1f s, %.1f s of them waited",
+            batch.status,
+            ", ".join(f"{count} {status}" for status, count in sorted(rows.items())),
+            seconds,
+            waited,
+            extra={
+                "outcome": batch.status.value,
+                "rows": rows,
+                "seconds": round(seconds, 3),
+                "waited_seconds": round(waited, 3),
+            },
+        )
 
     def _store_end(self, status: BatchStatus, message: str | None) -> None:
         """Store how the run ended, also when the store does not answer for a while: else it would run for ever."""
@@ -168,7 +211,7 @@ class Run:
             try:
                 self._ledger.end(status, message)
             except StoreError as error:
-                logger.warning("batch %s: %s", self.batch_id, error)
+                logger.warning("how the batch ended is not stored: %s", error)
                 if time.monotonic() > give_up_at or self._stopping.wait(doubling_wait(FIRST_STORE_WAIT, attempt)):
                     raise
             else:
@@ -202,7 +245,9 @@ class Run:
 
     def _expect_to_wake(self, lane: Lane) -> None:
         seconds = USUAL_WAKE_SECONDS + self._pacer.seconds_left(lane)
-        self._store.save(self.batch_id, expected_end=utc_now() + timedelta(seconds=seconds))
+        # It is but an estimate; whether the store may still be written to the run itself finds out.
+        with suppress(StoreError, TakenOverError):
+            self._store.save(self.batch_id, expected_end=utc_now() + timedelta(seconds=seconds))
 
     def _bring_to_active(self) -> None:
         found = Found() if self._is_new else self._there.look()  # of a new batch nothing can be there
@@ -273,13 +318,14 @@ class Run:
         if not self._deletions_left:
             raise _EndedError(BatchStatus.INTERRUPTED, "Part of the batch is active and could not be deleted.")
         self._deletions_left -= 1
-        logger.warning("batch %s: active in part, deleted to begin again", self.batch_id)
+        logger.warning("active in part, deleted to begin again")
         self._there.delete()
 
     def _refuse_unactivated(self) -> NoReturn:
         raise _EndedError(BatchStatus.FAILED, f"The directory did not activate the batch: {self._refusal}")
 
     def _refuse_strangers(self, found: Found) -> NoReturn:
+        logger.warning("hospitals of no row: %s", ", ".join(str(hospital.id) for hospital in found.strangers))
         ids = ", ".join(f"{hospital.id} ({hospital.name})" for hospital in found.strangers)
         status = BatchStatus.INTERRUPTED if found.active else BatchStatus.FAILED
         raise _EndedError(

@@ -8,18 +8,24 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Protocol
 
+import logs
 from batch import Batch, BatchStatus, Goal, IdempotencyKey, Row, RowStatus, rows_digest, utc_now
 from hospital_client import HospitalClient
 from pacing import Pacer
 from rounds import Run, RunContext
 from settings import Settings
-from store import KeyTakenError, Store, WrongStatusError
+from store import KeyTakenError, Store, StoreError, TooManyBatchesError, WrongStatusError
 
 logger = logging.getLogger(__name__)
 
 # Creates in flight when the service is told to stop get so long to be answered.
 GRACE_SECONDS = 10.0
+# A run that ends is gone in a moment, unless the store does not take how it ended.
+ENDING_SECONDS = 5.0
 
 RESUMABLE = (BatchStatus.FAILED, BatchStatus.INTERRUPTED)
 REMOVABLE = (BatchStatus.COMPLETED, *RESUMABLE)
@@ -27,8 +33,50 @@ REMOVABLE = (BatchStatus.COMPLETED, *RESUMABLE)
 Mend = Callable[[Batch], tuple[Row, ...]]
 
 
-class TooManyBatchesError(Exception):
-    """As many batches run as `MAX_RUNNING_BATCHES` allows, or the service stops: try again later."""
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What goes on in this process at the moment.
+
+    `seconds_since_answer` is None before the directory's first answer.
+    """
+
+    batches_running: int
+    rows_waiting: int
+    creates_in_flight: int
+    creates_held: bool
+    directory_awake: bool
+    seconds_since_answer: float | None
+
+
+class BatchRunner(Protocol):
+    """What the routes ask of what runs batches: `Runner` in one process, `ClusterRunner` on several machines."""
+
+    stopping: threading.Event
+
+    @property
+    def activity(self) -> Activity:
+        """What goes on."""
+
+    def start(self, filename: str, rows: tuple[Row, ...], key: IdempotencyKey | None = None) -> str:
+        """Store a new batch, begin to run it, and return its id."""
+
+    def resume(self, batch_id: str, mend: Mend = ...) -> None:
+        """Go on with a batch that failed or was interrupted."""
+
+    def roll_back(self, batch_id: str) -> None:
+        """Begin to delete a batch from the directory."""
+
+    def take_up(self) -> None:
+        """Go on with what ran when the service ended."""
+
+    def wait(self, batch_id: str, seconds: float) -> Batch:
+        """The batch when it has ended, or after so many seconds."""
+
+    def knock(self, timeout: float) -> None:
+        """Ask the directory whether it is there."""
+
+    def stop(self) -> None:
+        """End what runs."""
 
 
 class Runner:
@@ -50,22 +98,17 @@ class Runner:
         self._lock = threading.Lock()
         self._run_left = threading.Condition(self._lock)
 
+    @property
+    def activity(self) -> Activity:
+        """What goes on."""
+        return activity_of(self._client, self._pacer, len(self._runs))
+
     def start(self, filename: str, rows: tuple[Row, ...], key: IdempotencyKey | None = None) -> str:
         """Store a new batch with its rows, all pending, and begin to run it; returns its id at once.
 
         Raises `KeyTakenError` when there is a batch under `key`.
         """
-        now = utc_now()
-        batch = Batch(
-            str(uuid.uuid4()),
-            filename,
-            rows,
-            created_at=now,
-            run_started_at=now,
-            expected_end=now,
-            idempotency_key=key,
-            rows_digest=rows_digest(rows),
-        )
+        batch = new_batch(filename, rows, key)
         with self._lock:
             if key is not None and (other := self._store.find_key(key.owner, key.key)) is not None:
                 raise KeyTakenError(other)
@@ -90,13 +133,14 @@ class Runner:
     def roll_back(self, batch_id: str) -> None:
         """Begin to delete the batch from the directory, also while it runs; returns at once.
 
-        A batch that is rolled back already is left as it is.
+        A batch that is rolled back already is left as it is. Raises `StoreError` when a run cannot store how it ended.
         """
         with self._lock:
             while (run := self._runs.get(batch_id)) is not None:
                 if run.turn_to_removal():
                     return
-                self._run_left.wait()  # it is just ending
+                if not self._run_left.wait(ENDING_SECONDS):
+                    raise StoreError("How the batch ended cannot be stored yet; try it again in a few seconds.")
             before = self._store.get(batch_id)
             if before.status is BatchStatus.ROLLED_BACK:
                 return
@@ -108,7 +152,7 @@ class Runner:
         """Go on with the batches that ran when the service ended, whatever it had in flight then."""
         with self._lock:
             for batch in [] if self.stopping.is_set() else self._store.unfinished():
-                logger.info("batch %s: taken up", batch.batch_id)
+                logger.info("taken up: batch %s", batch.batch_id)
                 self._launch(Run(batch, self._context, seconds_unknown=0.0))
 
     def wait(self, batch_id: str, seconds: float) -> Batch:
@@ -139,6 +183,7 @@ class Runner:
         cut.start()
         self._pool.shutdown(wait=True)
         cut.cancel()
+        self._client.cut()  # and so whoever just asks whether the directory is there
 
     def _let_ended_run_leave(self, batch_id: str) -> None:
         """Wait for the run whose end can be seen already, or could not be stored, but that is not gone yet."""
@@ -156,19 +201,49 @@ class Runner:
             raise TooManyBatchesError
 
     def _launch(self, run: Run) -> None:
-        run.announce()
+        # On the pool's thread the lines name the batch, and still the request that began the run.
+        context = copy_context()
+        context.run(logs.batch_id.set, run.batch_id)
+        context.run(run.announce)
         self._runs[run.batch_id] = run
-        self._pool.submit(self._work, run)
+        self._pool.submit(context.run, self._work, run)
 
     def _work(self, run: Run) -> None:
         try:
             run.run()
         except Exception:
-            logger.exception("batch %s: how it ended could not be stored", run.batch_id)
+            logger.exception("how the batch ended could not be stored")
         finally:
             with self._lock:
                 del self._runs[run.batch_id]
                 self._run_left.notify_all()
+
+
+def activity_of(client: HospitalClient, pacer: Pacer | None, batches_running: int) -> Activity:
+    """What goes on in a process that calls the directory with `client`, and sends creates by `pacer` if it does."""
+    return Activity(
+        batches_running,
+        rows_waiting=pacer.rows_waiting if pacer else 0,
+        creates_in_flight=pacer.in_flight if pacer else 0,
+        creates_held=pacer is not None and pacer.is_held,
+        directory_awake=client.is_awake,
+        seconds_since_answer=client.seconds_since_answer,
+    )
+
+
+def new_batch(filename: str, rows: tuple[Row, ...], key: IdempotencyKey | None) -> Batch:
+    """The batch of a new upload, as it is stored before anything is sent."""
+    now = utc_now()
+    return Batch(
+        str(uuid.uuid4()),
+        filename,
+        rows,
+        created_at=now,
+        run_started_at=now,
+        expected_end=now,
+        idempotency_key=key,
+        rows_digest=rows_digest(rows),
+    )
 
 
 def _seconds_unknown(batch: Batch) -> float:

@@ -815,6 +815,6 @@ def test_the_timer_and_the_clock_are_real_ones_by_default() -> None:
     pacer = pacing.Pacer(Settings(directory_retry_seconds=0.01, directory_create_limit=None), lambda: None)
     lane = Lane([Row(1, "Alpha", "Road", None)], create, NOON)
     pacer.add(lane)
-    assert lane.rested.wait(5)
+    assert lane.rested.wait(60)
     assert made.is_set()
     pacer.stop()

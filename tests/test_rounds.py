@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -22,13 +23,18 @@ from settings import RateLimit, Settings
 from tests.directory import Directory
 from tests.hospitals import assert_exactly_once, csv_of
 from tests.running import RunningService
-from tests.uploads import Uploads, add_foreign, assert_promise, creates, hospitals
+from tests.uploads import PATIENCE, Uploads, add_foreign, assert_promise, creates, hospitals
 
 Meddle = Callable[[str], object]
+Meddling = Callable[[str, str, Meddle], None]
 
 # What makes a run wait out the delay before it looks: the answer to one create is lost.
 LOST_CREATE = {"kind": "drop", "call": "create", "when": "after"}
 DOUBLED_CREATE = {"kind": "error", "status": 429, "call": "create", "when": "after"}
+# A sleep that the test ends.
+FOR_LONG = 3600
+# What ends by itself well before this, would last longer if nobody saw to it.
+SOON = 8.0
 
 
 @pytest.fixture
@@ -38,25 +44,34 @@ def uploads(directory: Directory) -> Iterator[Uploads]:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory that lets nothing in is given up within a second instead of three minutes."""
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A directory that lets nothing in is given up within a second instead of three minutes, until this is called."""
     for module in ("pacing", "create_hold", "retries", "rounds"):
         monkeypatch.setattr(f"{module}.PATIENCE_SECONDS", 0.4)
+    return monkeypatch.undo
 
 
 @pytest.fixture
-def before_activation(monkeypatch: pytest.MonkeyPatch) -> Callable[[Meddle], None]:
-    """Have something done just before the first activation leaves, when the last look is over."""
+def meddling(monkeypatch: pytest.MonkeyPatch) -> Meddling:
+    """Have somebody do something just before the first call of a kind leaves, or just after it has ended.
 
-    def arrange(meddle: Meddle) -> None:
-        activate, first = HospitalClient.activate, threading.Lock()
+    The call is a method of the client; what is done is told its first argument.
+    """
 
-        def activate_too_late(client: HospitalClient, batch_id: str, *more: Any) -> int:
-            if first.acquire(blocking=False):
-                meddle(batch_id)
-            return activate(client, batch_id, *more)
+    def arrange(when: str, name: str, meddle: Meddle) -> None:
+        call, first = getattr(HospitalClient, name), threading.Lock()
 
-        monkeypatch.setattr(HospitalClient, "activate", activate_too_late)
+        def meddled_with(client: HospitalClient, what: str, *more: Any) -> Any:
+            is_first = first.acquire(blocking=False)
+            if is_first and when == "before":
+                meddle(what)
+            try:
+                return call(client, what, *more)
+            finally:
+                if is_first and when == "after":
+                    meddle(what)
+
+        monkeypatch.setattr(HospitalClient, name, meddled_with)
 
     return arrange
 
@@ -66,12 +81,12 @@ def failed_rows(batch: Batch) -> dict[int, str | None]:
 
 
 def delete(directory: Directory, hospital_id: int) -> None:
-    requests.delete(f"{directory.url}/hospitals/{hospital_id}", timeout=5).raise_for_status()
+    requests.delete(f"{directory.url}/hospitals/{hospital_id}", timeout=PATIENCE).raise_for_status()
 
 
 def when_back(directory: Directory) -> None:
     """Return as soon as the directory takes connections again."""
-    for _ in range(100):
+    for _ in range(1000):
         try:
             directory.calls()
         except requests.ConnectionError:
@@ -80,88 +95,86 @@ def when_back(directory: Directory) -> None:
             return
 
 
-def has_answered(directory: Directory, call: str) -> bool:
-    """Whether a call of this kind has come to its end; a restart may break off the question itself."""
-    try:
-        return any(made["ended"] for made in directory.calls(call))
-    except requests.ConnectionError:
-        return False
-
-
 def first_of(directory: Directory, batch_id: str) -> dict[str, Any]:
     return directory.hospitals(batch_id)[0]
 
 
 class TestMeddlers:
-    @pytest.fixture
-    def uploads(self, directory: Directory) -> Iterator[Uploads]:
-        """Slow enough to meddle in what it waits for."""
-        with Uploads(directory, directory_delay_seconds=0.8) as running:
-            yield running
-
     def test_a_stranger_in_the_batch_stops_the_activation_and_is_named(
-        self, uploads: Uploads, directory: Directory
+        self, uploads: Uploads, directory: Directory, meddling: Meddling
     ) -> None:
         directory.faults([LOST_CREATE])
-        batch_id = uploads.start()
-        uploads.when_waiting_for(batch_id, WaitingFor.DELAY)
-        stranger = add_foreign(directory, "Nowhere Clinic", batch_id)
-        batch = uploads.ended(batch_id)
+        strangers: list[int] = []
+        meddling(
+            "before",
+            "list_batch",
+            lambda batch_id: strangers.append(add_foreign(directory, "Nowhere Clinic", batch_id)),
+        )
+        batch = uploads.upload()
         assert_promise(directory, batch)
         assert batch.status is BatchStatus.FAILED
-        assert f"hospital {stranger} (Nowhere Clinic)" in (batch.error_message or "")
+        assert f"hospital {strangers[0]} (Nowhere Clinic)" in (batch.error_message or "")
         assert "roll it back" in (batch.error_message or "")
         assert directory.calls("activate") == []
-        assert creates(directory, batch_id) == 6 + 1
+        assert creates(directory, batch.batch_id) == 6 + 1
 
     def test_a_stranger_that_comes_with_the_activation_is_told_of_truly(
-        self, uploads: Uploads, directory: Directory, before_activation: Callable[[Meddle], None]
+        self, uploads: Uploads, directory: Directory, meddling: Meddling
     ) -> None:
-        before_activation(lambda batch_id: add_foreign(directory, "Nowhere Clinic", batch_id))
+        meddling("before", "activate", lambda batch_id: add_foreign(directory, "Nowhere Clinic", batch_id))
         batch = uploads.upload()
         assert_promise(directory, batch)
         assert batch.status is BatchStatus.INTERRUPTED
         assert "Nowhere Clinic" in (batch.error_message or "")
         assert "was not activated" not in (batch.error_message or ""), "it is active in the directory"
 
-    def test_a_row_that_somebody_renamed_counts_as_a_stranger(self, uploads: Uploads, directory: Directory) -> None:
+    def test_a_row_that_somebody_renamed_counts_as_a_stranger(
+        self, uploads: Uploads, directory: Directory, meddling: Meddling
+    ) -> None:
         directory.faults([LOST_CREATE])
-        batch_id = uploads.start()
-        uploads.when_waiting_for(batch_id, WaitingFor.DELAY)
-        renamed = first_of(directory, batch_id)["id"]
-        body = {"name": "Renamed", "address": "Elsewhere"}
-        requests.put(f"{directory.url}/hospitals/{renamed}", json=body, timeout=5).raise_for_status()
-        batch = uploads.ended(batch_id)
+        renamed: list[int] = []
+
+        def rename(batch_id: str) -> None:
+            renamed.append(first_of(directory, batch_id)["id"])
+            body = {"name": "Renamed", "address": "Elsewhere"}
+            requests.put(f"{directory.url}/hospitals/{renamed[0]}", json=body, timeout=PATIENCE).raise_for_status()
+
+        meddling("before", "list_batch", rename)
+        batch = uploads.upload()
         assert_promise(directory, batch)
         assert batch.status is BatchStatus.FAILED
-        assert f"hospital {renamed} (Renamed)" in (batch.error_message or "")
+        assert f"hospital {renamed[0]} (Renamed)" in (batch.error_message or "")
         assert creates(directory) == 6
 
-    def test_a_hospital_like_one_of_ours_is_a_double_and_goes(self, uploads: Uploads, directory: Directory) -> None:
+    def test_a_hospital_like_one_of_ours_is_a_double_and_goes(
+        self, uploads: Uploads, directory: Directory, meddling: Meddling
+    ) -> None:
+        def double(batch_id: str) -> None:
+            ours = first_of(directory, batch_id)
+            fields = {name: ours[name] for name in ("name", "address", "phone", "creation_batch_id")}
+            requests.post(f"{directory.url}/hospitals/", json=fields, timeout=PATIENCE).raise_for_status()
+
         directory.faults([LOST_CREATE])
-        batch_id = uploads.start()
-        uploads.when_waiting_for(batch_id, WaitingFor.DELAY)
-        ours = first_of(directory, batch_id)
-        fields = {name: ours[name] for name in ("name", "address", "phone", "creation_batch_id")}
-        requests.post(f"{directory.url}/hospitals/", json=fields, timeout=5).raise_for_status()
-        batch = uploads.ended(batch_id)
+        meddling("before", "list_batch", double)
+        batch = uploads.upload()
         assert batch.status is BatchStatus.COMPLETED
         assert_promise(directory, batch)
+        assert len(directory.calls("delete_one")) == 1
 
-    def test_a_row_that_somebody_deleted_is_created_again(self, uploads: Uploads, directory: Directory) -> None:
+    def test_a_row_that_somebody_deleted_is_created_again(
+        self, uploads: Uploads, directory: Directory, meddling: Meddling
+    ) -> None:
         directory.faults([LOST_CREATE])
-        batch_id = uploads.start()
-        uploads.when_waiting_for(batch_id, WaitingFor.DELAY)
-        delete(directory, first_of(directory, batch_id)["id"])
-        batch = uploads.ended(batch_id)
+        meddling("before", "list_batch", lambda batch_id: delete(directory, first_of(directory, batch_id)["id"]))
+        batch = uploads.upload()
         assert batch.status is BatchStatus.COMPLETED
         assert_promise(directory, batch)
         assert creates(directory) == 6 + 1
 
     def test_a_row_deleted_after_the_last_look_costs_a_new_beginning(
-        self, uploads: Uploads, directory: Directory, before_activation: Callable[[Meddle], None]
+        self, uploads: Uploads, directory: Directory, meddling: Meddling
     ) -> None:
-        before_activation(lambda batch_id: delete(directory, first_of(directory, batch_id)["id"]))
+        meddling("before", "activate", lambda batch_id: delete(directory, first_of(directory, batch_id)["id"]))
         batch = uploads.upload()
         assert batch.status is BatchStatus.COMPLETED
         assert_promise(directory, batch)
@@ -169,32 +182,32 @@ class TestMeddlers:
 
     @pytest.mark.parametrize("activates_it", [False, True])
     def test_a_batch_deleted_or_activated_by_somebody_after_the_last_look_completes(
-        self,
-        uploads: Uploads,
-        directory: Directory,
-        before_activation: Callable[[Meddle], None],
-        activates_it: bool,
+        self, uploads: Uploads, directory: Directory, meddling: Meddling, activates_it: bool
     ) -> None:
         def meddle(batch_id: str) -> None:
             path = f"{directory.url}/hospitals/batch/{batch_id}"
-            done = requests.patch(f"{path}/activate", timeout=5) if activates_it else requests.delete(path, timeout=5)
-            done.raise_for_status()
+            method, path = ("PATCH", f"{path}/activate") if activates_it else ("DELETE", path)
+            requests.request(method, path, timeout=PATIENCE).raise_for_status()
 
-        before_activation(meddle)
+        meddling("before", "activate", meddle)
         batch = uploads.upload()
         assert batch.status is BatchStatus.COMPLETED
         assert_promise(directory, batch)
         assert creates(directory) == (6 if activates_it else 2 * 6)
 
     def test_a_batch_that_somebody_activates_too_early_is_begun_again(
-        self, uploads: Uploads, directory: Directory
+        self, uploads: Uploads, directory: Directory, meddling: Meddling
     ) -> None:
+        counts: list[int] = []
+
+        def activate(batch_id: str) -> None:
+            answer = requests.patch(f"{directory.url}/hospitals/batch/{batch_id}/activate", timeout=PATIENCE)
+            counts.append(answer.json()["activated_count"])
+
         directory.faults([{"kind": "drop", "call": "create", "when": "before"}])
-        batch_id = uploads.start()
-        uploads.when_waiting_for(batch_id, WaitingFor.DELAY)
-        path = f"{directory.url}/hospitals/batch/{batch_id}/activate"
-        assert requests.patch(path, timeout=5).json()["activated_count"] == 5
-        batch = uploads.ended(batch_id)
+        meddling("before", "list_batch", activate)
+        batch = uploads.upload()
+        assert counts == [5]
         assert batch.status is BatchStatus.COMPLETED
         assert_promise(directory, batch)
         assert creates(directory) == 6 + 6
@@ -203,19 +216,24 @@ class TestMeddlers:
 class TestRestarts:
     @pytest.mark.parametrize("doubles", [0, 1])
     def test_hospitals_of_others_that_got_our_ids_survive(
-        self, uploads: Uploads, directory: Directory, doubles: int
+        self, uploads: Uploads, directory: Directory, meddling: Meddling, doubles: int
     ) -> None:
-        call = "delete_one" if doubles else "activate"
-        directory.faults([DOUBLED_CREATE] * doubles + [{"kind": "restart", "call": call}])
-        batch_id = uploads.start()
-        uploads.when(batch_id, lambda _: has_answered(directory, call))
-        foreign = [add_foreign(directory, f"Foreign {number}") for number in range(8)]
-        batch = uploads.ended(batch_id)
+        foreign: list[int] = []
+
+        def settle_there(_: str) -> None:
+            when_back(directory)
+            foreign.extend(add_foreign(directory, f"Foreign {number}") for number in range(8))
+
+        directory.faults(
+            [DOUBLED_CREATE] * doubles + [{"kind": "restart", "call": "delete_one" if doubles else "activate"}]
+        )
+        meddling("after", "delete_hospital" if doubles else "activate", settle_there)
+        batch = uploads.upload()
         assert batch.status is BatchStatus.COMPLETED
         assert_promise(directory, batch)
-        assert set(foreign) & set(range(1, 7))  # ids that were ours before
+        assert set(foreign) >= set(range(1, 7))  # ids that were ours before
         assert set(foreign) <= {hospital["id"] for hospital in directory.hospitals()}
-        assert creates(directory, batch_id) == 2 * 6 + doubles
+        assert creates(directory, batch.batch_id) == 2 * 6 + doubles
 
     def test_a_restart_between_the_creates_loses_no_row(self, directory: Directory) -> None:
         directory.faults([{"kind": "restart", "call": "create", "skip": 3, "seconds": 0.3}])
@@ -259,15 +277,17 @@ class TestFullBatches:
         assert_promise(directory, batch)
         assert creates(directory) == 20 + 1
 
-    def test_a_stranger_that_fills_the_batch_is_named(self, directory: Directory) -> None:
-        directory.settings(batch_size=6, create_seconds=0.2)
+    def test_a_stranger_that_fills_the_batch_is_named(self, directory: Directory, meddling: Meddling) -> None:
+        directory.settings(batch_size=6)
+        strangers: list[int] = []
+        meddling(
+            "before", "create", lambda batch_id: strangers.append(add_foreign(directory, "Nowhere Clinic", batch_id))
+        )
         with Uploads(directory, max_concurrent_creates=1) as uploads:
-            batch_id = uploads.start()
-            stranger = add_foreign(directory, "Nowhere Clinic", batch_id)
-            batch = uploads.ended(batch_id)
+            batch = uploads.upload()
         assert_promise(directory, batch)
         assert batch.status is BatchStatus.FAILED
-        assert f"hospital {stranger} (Nowhere Clinic)" in (batch.error_message or "")
+        assert f"hospital {strangers[0]} (Nowhere Clinic)" in (batch.error_message or "")
 
 
 class TestRejections:
@@ -312,15 +332,15 @@ class TestTooManyRequests:
     def test_strangers_that_used_up_the_window_cost_time_and_no_row(
         self, uploads: Uploads, directory: Directory
     ) -> None:
-        directory.settings(create_limit="10/1")
+        directory.settings(create_limit="10/3", create_seconds=0)
         for number in range(7):
             add_foreign(directory, f"Foreign {number}")
         batch = uploads.upload()
         assert batch.status is BatchStatus.COMPLETED
         assert_promise(directory, batch)
         refused = [call for call in directory.calls("create") if call["status"] == 429]
-        # Three of those sent together, then one at a time after 0.1, 0.2, 0.4 and 0.8 s.
-        assert 3 <= len(refused) <= 3 + 4
+        # Three of those sent together, then one at a time after 0.1, 0.2, 0.4, 0.8 and 1.6 s.
+        assert 3 <= len(refused) <= 3 + 5
 
     def test_without_retry_after_one_create_tries_at_doubling_waits(
         self, uploads: Uploads, directory: Directory
@@ -330,22 +350,23 @@ class TestTooManyRequests:
         assert batch.status is BatchStatus.COMPLETED
         assert_promise(directory, batch)
         sent = [call["started"] for call in directory.calls("create")]
-        waits = [sent[6] - sent[5], sent[7] - sent[6], sent[8] - sent[7]]
         assert len(sent) == 6 + 2 + 6
-        assert all(least <= wait < least * 1.1 + 0.3 for least, wait in zip((0.08, 0.2, 0.4), waits, strict=True))
+        assert sent[6] - sent[0] >= 0.1
+        assert sent[7] - sent[6] >= 0.2
+        assert sent[8] - sent[7] >= 0.4
         # The others follow when that one was let in, which its answer tells.
         assert sent[9] - sent[8] >= 0.05
 
     def test_retry_after_is_waited_for(self, uploads: Uploads, directory: Directory) -> None:
-        directory.faults([{"kind": "rate_limit", "call": "create", "times": 6, "retry_after": 1}])
+        directory.faults([{"kind": "rate_limit", "call": "create", "times": 6, "retry_after": 3}])
         batch_id = uploads.start()
         waiting = uploads.when_waiting_for(batch_id, WaitingFor.RATE_LIMIT)
-        assert 0.2 < (waiting.estimated_seconds(utc_now()) or 0) < 1 + 5  # a create is taken to last 5 s
+        assert 0.2 < (waiting.estimated_seconds(utc_now()) or 0) < 3 + 5  # a create is taken to last 5 s
         batch = uploads.ended(batch_id)
         assert batch.status is BatchStatus.COMPLETED
         sent = [call["started"] for call in directory.calls("create")]
         assert len(sent) == 12
-        assert sent[6] - sent[5] >= 0.9
+        assert sent[6] - sent[0] >= 3
 
     @pytest.mark.parametrize("call", ["create", "list"])
     def test_a_retry_after_of_nothing_is_no_leave_to_hammer(
@@ -373,7 +394,8 @@ class TestWaiting:
     def test_a_directory_that_refuses_connections_is_waited_for_and_the_batch_says_so(
         self, directory: Directory, call: str
     ) -> None:
-        directory.faults([{"kind": "refuse", "seconds": 0.65, "call": call}])
+        # That creates wait is noticed twice a second.
+        directory.faults([{"kind": "refuse", "seconds": 2, "call": call}])
         with Uploads(directory, max_concurrent_creates=2) as uploads:
             batch_id = uploads.start()
             waiting = uploads.when_waiting_for(batch_id, WaitingFor.DIRECTORY)
@@ -387,70 +409,76 @@ class TestWaiting:
     def test_a_sleeper_is_woken_before_anything_is_sent(
         self, uploads: Uploads, directory: Directory, status: int | None
     ) -> None:
-        directory.faults([{"kind": "sleep", "seconds": 0.6, "status": status}])
+        # A call that waits for the end of the sleep is not woken with the directory.
+        directory.faults([{"kind": "sleep", "seconds": FOR_LONG if status else 2, "status": status}])
         batch_id = uploads.start()
-        uploads.when_waiting_for(batch_id, WaitingFor.WAKE)
-        while not directory.calls():
-            time.sleep(0.01)
+        uploads.when(batch_id, lambda batch: batch.waiting_for is WaitingFor.WAKE and bool(directory.calls()))
         time.sleep(0.3)
         assert uploads.store.get(batch_id).waiting_for is WaitingFor.WAKE
         assert (uploads.store.get(batch_id).estimated_seconds(utc_now()) or 0) > 0
         assert creates(directory) == 0
+        directory.faults([])
         batch = uploads.ended(batch_id)
         assert batch.status is BatchStatus.COMPLETED
         assert_promise(directory, batch)
         assert creates(directory) == 6
 
     def test_batches_that_find_it_asleep_wake_it_together(self, uploads: Uploads, directory: Directory) -> None:
-        directory.faults([{"kind": "sleep", "seconds": 0.6, "status": 503}])
+        directory.faults([{"kind": "sleep", "seconds": FOR_LONG, "status": 503}])
         ids = [uploads.start(3, "Clinic 1")]
-        uploads.when(ids[0], lambda _: has_answered(directory, "root"))
+        uploads.when(ids[0], lambda _: bool(directory.calls("root")))
         ids += [uploads.start(3, f"Clinic {number}") for number in (2, 3)]
+        uploads.when(ids[2], lambda _: len(directory.calls("root")) >= 3)
+        directory.faults([])
         for batch_id in ids:
             batch = uploads.ended(batch_id)
             assert batch.status is BatchStatus.COMPLETED
             assert_promise(directory, batch)
         assert creates(directory) == 9
-        assert len(directory.calls("root")) < 8
+        calls = directory.calls("root")
+        assert [call["status"] for call in calls] == [*[503] * (len(calls) - 1), 200]
+        # One after the other with a wait between them, not one for each batch.
+        assert all(later["started"] - earlier["started"] > 0.09 for earlier, later in pairwise(calls))
 
-    def test_an_answer_of_503_does_not_count_as_awake(self, directory: Directory, impatient: None) -> None:
-        directory.faults([{"kind": "sleep", "seconds": 5, "status": 503}])
+    @pytest.mark.usefixtures("impatient")
+    def test_an_answer_of_503_does_not_count_as_awake(self, directory: Directory) -> None:
+        directory.faults([{"kind": "sleep", "seconds": FOR_LONG, "status": 503}])
         with Uploads(directory) as uploads:
             assert uploads.upload().status is BatchStatus.INTERRUPTED
             assert uploads.upload().status is BatchStatus.INTERRUPTED
         assert creates(directory) == 0
 
-    def test_the_delay_is_waited_out_once_since_the_last_unknown_outcome(
-        self, uploads: Uploads, directory: Directory
-    ) -> None:
+    def test_the_delay_is_waited_out_once_since_the_last_unknown_outcome(self, directory: Directory) -> None:
         directory.faults([{"kind": "drop", "call": "create", "when": "after", "times": 6}])
-        batch_id = uploads.start()
-        waiting = uploads.when_waiting_for(batch_id, WaitingFor.DELAY)
-        assert 0 < (waiting.estimated_seconds(utc_now()) or 0) <= 0.3
-        before = waiting.processing_seconds(utc_now())
-        time.sleep(0.05)
-        assert uploads.store.get(batch_id).processing_seconds(utc_now()) > before
-        batch = uploads.ended(batch_id)
+        with Uploads(directory, directory_delay_seconds=2) as uploads:
+            batch_id = uploads.start()
+            waiting = uploads.when_waiting_for(batch_id, WaitingFor.DELAY)
+            assert 0 < (waiting.estimated_seconds(utc_now()) or 0) <= 2
+            before = waiting.processing_seconds(utc_now())
+            time.sleep(0.05)
+            assert uploads.store.get(batch_id).processing_seconds(utc_now()) > before
+            batch = uploads.ended(batch_id)
         assert batch.status is BatchStatus.COMPLETED
-        assert 0.3 < batch.processing_seconds(utc_now()) < 0.8
+        # Not once for each of the six.
+        assert 2 < batch.processing_seconds(utc_now()) < 10
         assert creates(directory) == 6
 
     def test_a_batch_that_waits_for_nothing_but_its_creates_says_so(
         self, uploads: Uploads, directory: Directory
     ) -> None:
-        directory.settings(create_seconds=0.5)
-        batch_id = uploads.start()
-        uploads.when(batch_id, lambda _: creates(directory) == 6)
-        for _ in range(8):
-            assert uploads.store.get(batch_id).waiting_for is None
-            time.sleep(0.04)
-        assert uploads.ended(batch_id).status is BatchStatus.COMPLETED
-
-    def test_creates_slower_than_the_timeout_are_found_and_not_sent_again(
-        self, uploads: Uploads, directory: Directory
-    ) -> None:
+        uploads.upload(1, "Which wakes it")
+        # That creates wait is noticed twice a second.
         directory.settings(create_seconds=0.8)
-        batch = uploads.upload()
+        batch_id = uploads.start()
+        while not (batch := uploads.store.get(batch_id)).ended:
+            assert batch.waiting_for is None
+            time.sleep(0.02)
+        assert batch.status is BatchStatus.COMPLETED
+
+    def test_creates_slower_than_the_timeout_are_found_and_not_sent_again(self, directory: Directory) -> None:
+        directory.settings(create_seconds=1.5)
+        with Uploads(directory, directory_timeout_seconds=1, directory_delay_seconds=2) as uploads:
+            batch = uploads.upload()
         assert batch.status is BatchStatus.COMPLETED
         assert_promise(directory, batch)
         assert creates(directory) == 6
@@ -460,39 +488,41 @@ class TestWaiting:
         [
             ([LOST_CREATE], WaitingFor.DELAY),
             ([{"kind": "rate_limit", "call": "create", "times": None}], WaitingFor.RATE_LIMIT),
-            ([{"kind": "sleep", "seconds": 9, "status": 503}], WaitingFor.WAKE),
-            ([{"kind": "sleep", "seconds": 0.8}], WaitingFor.WAKE),
+            ([{"kind": "sleep", "seconds": FOR_LONG, "status": 503}], WaitingFor.WAKE),
+            ([{"kind": "sleep", "seconds": 1.5}], WaitingFor.WAKE),
         ],
     )
     def test_a_stop_ends_every_wait_and_leaves_the_batch_processing(
         self, directory: Directory, rules: list[dict[str, Any]], what: WaitingFor
     ) -> None:
         directory.faults(rules)
-        with Uploads(directory, directory_delay_seconds=20, directory_retry_seconds=5) as uploads:
+        with Uploads(directory, directory_delay_seconds=60, directory_retry_seconds=60) as uploads:
             batch_id = uploads.start()
             uploads.when_waiting_for(batch_id, what)
             started = time.monotonic()
             uploads.runner.stop()
-            assert time.monotonic() - started < 1.5
-            batch = uploads.runner.wait(batch_id, 10)
+            assert time.monotonic() - started < SOON
+            batch = uploads.runner.wait(batch_id, SOON)
         assert batch.status is BatchStatus.PROCESSING
         assert not any(hospital["active"] for hospital in directory.hospitals())
 
     def test_a_stop_ends_the_wait_for_a_directory_that_is_not_there(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as gone:
+        # Bound and not listening, a port refuses connections and nobody else takes it.
+        with socket.socket() as gone:
+            gone.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{gone.getsockname()[1]}"
-        with Uploads(url, directory_retry_seconds=5) as uploads:
-            batch_id = uploads.start()
-            uploads.when_waiting_for(batch_id, WaitingFor.DIRECTORY)
-            started = time.monotonic()
-            uploads.runner.stop()
-            assert time.monotonic() - started < 1
-            assert uploads.runner.wait(batch_id, 10).status is BatchStatus.PROCESSING
+            with Uploads(url, directory_retry_seconds=60) as uploads:
+                batch_id = uploads.start()
+                uploads.when_waiting_for(batch_id, WaitingFor.DIRECTORY)
+                started = time.monotonic()
+                uploads.runner.stop()
+                assert time.monotonic() - started < SOON
+                assert uploads.runner.wait(batch_id, SOON).status is BatchStatus.PROCESSING
 
 
 class TestGivingUp:
     def test_rows_that_are_never_let_in_fail_and_say_why(
-        self, uploads: Uploads, directory: Directory, impatient: None
+        self, uploads: Uploads, directory: Directory, impatient: Callable[[], None]
     ) -> None:
         directory.faults([{"kind": "rate_limit", "call": "create", "times": None}])
         batch = uploads.upload()
@@ -501,29 +531,31 @@ class TestGivingUp:
         assert batch.failed == 6
         assert "rate limit is reached" in (failed_rows(batch)[1] or "")
         directory.faults([])
-        time.sleep(0.5)  # what is left of the wait for the next try is longer than the patience of this test
+        impatient()
         again = uploads.resume(batch.batch_id)
         assert again.status is BatchStatus.COMPLETED
         assert_promise(directory, again)
 
     @pytest.mark.parametrize("call", ["root", "create", "list", "activate"])
     def test_a_directory_that_stays_away_interrupts_the_batch(
-        self, directory: Directory, impatient: None, call: str
+        self, directory: Directory, impatient: Callable[[], None], call: str
     ) -> None:
-        directory.faults([{"kind": "refuse", "seconds": 1, "call": call}])
+        directory.faults([{"kind": "refuse", "seconds": 2.5, "call": call}])
         with Uploads(directory, max_concurrent_creates=1) as uploads:
             batch = uploads.upload()
             assert batch.status is BatchStatus.INTERRUPTED
             assert "could not be reached" in (batch.error_message or "")
             when_back(directory)
             assert_promise(directory, batch)
+            impatient()
             again = uploads.resume(batch.batch_id)
             assert again.status is BatchStatus.COMPLETED
             assert_promise(directory, again)
         assert creates(directory) == (7 if call == "create" else 6)
 
-    def test_a_row_that_may_be_there_is_not_told_to_be_not_created(self, directory: Directory, impatient: None) -> None:
-        directory.faults([LOST_CREATE, {"kind": "refuse", "seconds": 1, "call": "create"}])
+    @pytest.mark.usefixtures("impatient")
+    def test_a_row_that_may_be_there_is_not_told_to_be_not_created(self, directory: Directory) -> None:
+        directory.faults([LOST_CREATE, {"kind": "refuse", "seconds": 2.5, "call": "create"}])
         with Uploads(directory, max_concurrent_creates=1) as uploads:
             batch = uploads.upload()
         when_back(directory)
@@ -532,9 +564,8 @@ class TestGivingUp:
         told = [row.name for row in batch.rows if (row.error_message or "").startswith("Not created")]
         assert there.isdisjoint(told)
 
-    def test_a_directory_that_never_wakes_is_sent_nothing(
-        self, uploads: Uploads, directory: Directory, impatient: None
-    ) -> None:
+    @pytest.mark.usefixtures("impatient")
+    def test_a_directory_that_never_wakes_is_sent_nothing(self, uploads: Uploads, directory: Directory) -> None:
         directory.faults([{"kind": "error", "status": 503, "call": "root", "times": None}])
         batch = uploads.upload()
         assert batch.status is BatchStatus.INTERRUPTED
@@ -565,7 +596,7 @@ class TestGivingUp:
         pacer = Pacer(Settings(directory_retry_seconds=0.01), knock)
         lane = Lane(hospitals(1), create, utc_now())
         pacer.add(lane)
-        rested = lane.rested.wait(2)
+        rested = lane.rested.wait(PATIENCE)
         pacer.stop()
         assert rested
         assert not lane.waiting
@@ -586,22 +617,21 @@ class TestLateDeletions:
 
 class TestSharing:
     def test_a_create_that_was_never_sent_uses_up_no_place_in_the_window(self, directory: Directory) -> None:
-        with Uploads(directory, directory_create_limit=RateLimit(12, 2)) as uploads:
+        # A place that was used up would be free again after an hour only.
+        with Uploads(directory, directory_create_limit=RateLimit(12, 3600)) as uploads:
             assert uploads.upload(6, "First").status is BatchStatus.COMPLETED
             directory.faults([{"kind": "refuse", "seconds": 0.3, "call": "list_all"}])
             with pytest.raises(requests.ConnectionError):
-                requests.get(f"{directory.url}/hospitals/", timeout=5)
-            second = uploads.upload(6, "Second")
-        assert second.status is BatchStatus.COMPLETED
-        assert second.processing_seconds(utc_now()) < 1.5
+                requests.get(f"{directory.url}/hospitals/", timeout=PATIENCE)
+            assert uploads.upload(6, "Second").status is BatchStatus.COMPLETED
 
     def test_three_batches_of_twenty_keep_to_the_limit_and_use_it(self, directory: Directory) -> None:
+        # The directory's own window is shorter, since what is sent may reach it late.
         directory.settings(create_limit="30/2")
-        started = time.time()
-        with Uploads(directory, directory_create_limit=RateLimit(30, 2)) as uploads:
+        with Uploads(directory, directory_create_limit=RateLimit(30, 4)) as uploads:
             ids = [uploads.start(20, f"Clinic {number}") for number in range(3)]
             waiting = uploads.when_waiting_for(ids[2], WaitingFor.RATE_LIMIT)
-            assert 1 < (waiting.estimated_seconds(utc_now()) or 0) < 10
+            assert 1 < (waiting.estimated_seconds(utc_now()) or 0) < 20
             ended = [uploads.ended(batch_id) for batch_id in ids]
         for batch in ended:
             assert batch.status is BatchStatus.COMPLETED
@@ -609,10 +639,9 @@ class TestSharing:
         sent = directory.calls("create")
         assert {call["status"] for call in directory.calls()} == {200}
         assert len(sent) == 60
-        assert sent[29]["started"] - started < 1
-        assert 2.9 < sent[30]["started"] - sent[0]["started"] < 3.4
-        assert sent[59]["started"] - sent[30]["started"] < 0.5
-        assert min(batch.processing_seconds(utc_now()) for batch in ended) < 1
+        # Two windows are enough for all, and the first is enough for a whole batch.
+        assert sent[59]["started"] - sent[0]["started"] < 2 * (4 + 1) - 0.5
+        assert min(batch.completed_at.timestamp() for batch in ended if batch.completed_at) < sent[30]["started"]
 
     def test_a_small_batch_passes_a_big_one(self, directory: Directory) -> None:
         with Uploads(directory, max_concurrent_creates=2) as uploads:
@@ -627,28 +656,30 @@ class TestSharing:
         assert order[last:].count(big) > 6
 
     def test_a_small_batch_has_the_first_tokens_of_the_next_window(self, directory: Directory) -> None:
-        directory.settings(create_limit="3/1")
-        with Uploads(directory, directory_create_limit=RateLimit(3, 1)) as uploads:
+        with Uploads(directory, directory_create_limit=RateLimit(3, 3)) as uploads:
             big = uploads.start(7, "Big")
             uploads.when_waiting_for(big, WaitingFor.RATE_LIMIT)
             small = uploads.start(3, "Small")
             assert uploads.ended(small).status is BatchStatus.COMPLETED
-            assert not uploads.store.get(big).ended
         calls = directory.calls("create")
-        assert [call["batch_id"] for call in calls] == [big] * 3 + [small] * 3
-        assert {call["status"] for call in calls} == {200}
+        assert [call["batch_id"] for call in calls[:6]] == [big] * 3 + [small] * 3
 
-    def test_faults_of_one_batch_do_not_touch_another(self, uploads: Uploads, directory: Directory) -> None:
-        directory.settings(create_seconds=0.3)
+    def test_faults_of_one_batch_do_not_touch_another(
+        self, uploads: Uploads, directory: Directory, meddling: Meddling
+    ) -> None:
+        def fall_ill(batch_id: str) -> None:
+            directory.faults([{"kind": "error", "call": "list", "times": None, "batch_id": batch_id}])
+
+        meddling("before", "create", fall_ill)
         ill = uploads.start(6, "Ill")
-        directory.faults([{"kind": "error", "call": "list", "times": None, "batch_id": ill}])
+        uploads.when(ill, lambda _: bool(directory.calls("create")))
         assert uploads.upload(6, "Well").status is BatchStatus.COMPLETED
         assert uploads.ended(ill).status is BatchStatus.INTERRUPTED
 
 
 @pytest.fixture(scope="module")
 def service(shared_directory: Directory) -> Iterator[RunningService]:
-    with RunningService(shared_directory.url, directory_timeout_seconds=0.6) as running:
+    with RunningService(shared_directory.url) as running:
         yield running
 
 
@@ -656,7 +687,7 @@ def service(shared_directory: Directory) -> Iterator[RunningService]:
     ("rules", "number_of_creates"),
     [
         ([{"kind": "late", "call": "create", "seconds": 0.2, "times": 5}], 20),
-        ([{"kind": "hang", "call": "create", "when": "after", "times": 2}], 20),
+        ([{"kind": "hang", "call": "create", "when": "after", "times": 2, "seconds": 0.6}], 20),
         ([{"kind": "restart", "call": "activate", "seconds": 0.2}], 40),
         ([{"kind": "half_activate", "status": 200}], 40),
         ([{"kind": "refuse", "call": "list", "seconds": 0.5}], 20),
