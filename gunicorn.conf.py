@@ -1,4 +1,7 @@
-"""How gunicorn serves the service: one process with threads, since what runs is kept in memory."""
+"""How gunicorn serves the service: one process with threads, since what runs is kept in memory.
+
+With PostgreSQL several of these are started beside each other.
+"""
 
 import os
 import resource
@@ -16,20 +19,29 @@ from flask import Flask
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 
+from logs import logging_config
 from service import Service, service
 from settings import WORKER_THREADS, SettingsError, load_settings
 from store import StoreError
 
 try:
-    bind = f"0.0.0.0:{load_settings().port}"
+    settings = load_settings()
 except SettingsError as error:
     # Here, before there is a worker, it ends gunicorn with a sentence; in the app it would be a stack trace.
     sys.exit(str(error))
+bind = f"0.0.0.0:{settings.port}"
+logconfig_dict = logging_config(settings.log_level, settings.log_format)
 # WEB_CONCURRENCY would set more, and each process would have batches and a rate limit of its own.
 workers = 1
-worker_class = "gthread"
+worker_class = "serving.gunicorn_worker.Worker"
 threads = WORKER_THREADS
+# One that waits for its client costs a file and little memory.
+worker_connections = 4096
+# It would write past the socket that keeps what a slow client does not take.
+sendfile = False
 graceful_timeout = 20
+# PROXY_COUNT says whether proxies are believed; by itself gunicorn believes any caller on this machine.
+forwarded_allow_ips = ""
 # It would be written into the home directory.
 control_socket_disable = True
 

@@ -9,14 +9,21 @@ from http import HTTPStatus
 from typing import Any
 
 from flask import Flask, Response, current_app, render_template, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge, SecurityError
+from werkzeug.exceptions import (
+    BadRequest,
+    ClientDisconnected,
+    HTTPException,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+    SecurityError,
+)
 
+from logs import logged_path
+from problem_document import PROBLEM_TYPE, RETRY_AFTER_SECONDS, problem_document
 from store import StoreError
 
 logger = logging.getLogger(__name__)
-
-
-RETRY_AFTER_SECONDS = "5"
 
 
 class Problem(Exception):
@@ -31,7 +38,7 @@ class Problem(Exception):
         detail: str,
         *,
         errors: Sequence[Mapping[str, Any]] = (),
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | list[str]] | None = None,
         page: Callable[[], str] | None = None,
     ) -> None:
         super().__init__(detail)
@@ -62,19 +69,14 @@ def register_problems(app: Flask) -> None:
 
 
 def _answer(problem: Problem) -> Response:
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": problem.status.phrase,
-        "status": problem.status.value,
-        "detail": problem.detail,
-    }
+    body = problem_document(problem.status, problem.detail)
     if problem.errors:
         body["errors"] = list(problem.errors)
     if prefers_html():
         page = problem.page() if problem.page else render_template("problem.html", problem=body)
         answer = Response(page, mimetype="text/html")
     else:
-        answer = Response(json.dumps(body) + "\n", mimetype="application/problem+json")
+        answer = Response(json.dumps(body) + "\n", mimetype=PROBLEM_TYPE)
     answer.status_code = problem.status.value
     answer.headers.extend(dict(problem.headers))
     return answer
@@ -83,10 +85,11 @@ def _answer(problem: Problem) -> Response:
 def _answer_http_exception(error: HTTPException) -> Response:
     status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
     headers = {}
+    page: Callable[[], str] | None = None
     detail = error.description or status.phrase
     match error:
         case NotFound():
-            detail = f"There is nothing at {request.path[:200]}."
+            detail = f"There is nothing at {request.path[:200]}. /docs tells what there is."
         case MethodNotAllowed():
             allowed = ", ".join(sorted(error.valid_methods or ()))
             headers["Allow"] = allowed
@@ -94,18 +97,23 @@ def _answer_http_exception(error: HTTPException) -> Response:
         case RequestEntityTooLarge():
             most = current_app.config["MAX_UPLOAD_BYTES"]
             detail = f"The upload is too large: a file may have at most {most:,} bytes. Split it into several files."
+        case ClientDisconnected():
+            detail = "The body of the request ended too early; send it again."
         case SecurityError():
             detail = "This host name is not one of TRUSTED_HOSTS."
-    return _answer(Problem(status, detail, headers=headers))
+            # Nothing that the page of other refusals links to would be answered, and no address can be made up for it.
+            page = BadRequest(detail).get_body
+    return _answer(Problem(status, detail, headers=headers, page=page))
 
 
 def _answer_store_error(error: StoreError) -> Response:
-    logger.error("%s %s: %s", request.method, request.path, error)
+    # The cause may say where the database is, which is for the log alone.
+    logger.error("%s %s: %s (%s)", request.method, logged_path(request.path), error, error.__cause__)
     return _answer(unavailable(str(error)))
 
 
 def _answer_failure(error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.path, exc_info=error)
+    logger.error("%s %s failed", request.method, logged_path(request.path), exc_info=error)
     return _answer(
         Problem(
             HTTPStatus.INTERNAL_SERVER_ERROR,

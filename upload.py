@@ -6,10 +6,11 @@ import hashlib
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 from flask import Request, current_app, request
 from gunicorn.http.errors import ParseException
-from werkzeug.datastructures import FileStorage
+from werkzeug.datastructures import FileStorage, ImmutableMultiDict
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
@@ -20,13 +21,27 @@ MAX_FILENAME = 255
 
 
 class StrictRequest(Request):
-    """A request whose form is read as a whole or not at all."""
+    """A request whose form is read as a whole or not at all, and whose host is in small letters."""
+
+    def __init__(self, environ: dict[str, Any], **options: Any) -> None:
+        # Capitals name the same host, but not to what holds it against TRUSTED_HOSTS.
+        if "HTTP_HOST" in environ:
+            environ["HTTP_HOST"] = environ["HTTP_HOST"].lower()
+        super().__init__(environ, **options)
 
     def make_form_data_parser(self) -> FormDataParser:
         """A parser that raises ValueError for what it cannot read."""
         parser = super().make_form_data_parser()
         parser.silent = False
         return parser
+
+    def _load_form_data(self) -> None:
+        try:
+            super()._load_form_data()
+        except Exception:
+            # The page that says so looks for what was filled in, and is not to fail of it again.
+            self.__dict__.update(form=ImmutableMultiDict(), files=ImmutableMultiDict())
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +93,30 @@ def read_optional_upload(*, must_be_multipart: bool = False) -> Upload | None:
 def _files() -> list[FileStorage]:
     try:
         return request.files.getlist("file")
+    except RequestEntityTooLarge:
+        if _is_too_large():
+            raise
+        detail = "The form has too many fields, or one that is too long: send the file, and its encoding if need be."
+        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail) from None
     except (ValueError, ParseException) as error:
         # Werkzeug would pass over what it cannot read, and the file would seem not to have been sent.
         detail = "The form in the request could not be read; it was cut short or is not well-formed. Send it again."
         raise _refused("missing_file", detail) from error
 
 
+def _is_too_large() -> bool:
+    """Whether the request is over the limit as a whole, and not only a form in it."""
+    most: int = current_app.config["MAX_CONTENT_LENGTH"]
+    if request.content_length is None:  # its end was not announced
+        return request.stream.tell() >= most
+    return request.content_length > most
+
+
 def _missing_file() -> Problem:
     if "file" in request.form:
         return _refused("missing_file", "The field `file` holds text and no file; with curl: -F file=@hospitals.csv")
-    others = ", ".join(sorted(field for field in request.files if field != "file"))[:100]
+    # A part may have no name at all, whatever the types say.
+    others = ", ".join(sorted(field for field in request.files if field and field != "file"))[:100]
     found = f" A file came in the field `{others}`; rename that to `file`." if others else ""
     return _refused("missing_file", f"No file was chosen: send it in the field `file`.{found}")
 

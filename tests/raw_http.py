@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
+import struct
+import time
 from dataclasses import dataclass
-from http.client import HTTPMessage, HTTPResponse
+from http.client import HTTPMessage, HTTPResponse, parse_headers
 from typing import Any
 from urllib.parse import urlsplit
+
+# Nothing that goes right takes so long, even where a process is not let run for seconds.
+PATIENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,7 @@ def send(url: str, request: bytes, *, end: bool = False) -> RawAnswer:
     With `end` nothing more is sent after them; the server is told so.
     """
     parts = urlsplit(url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE) as connection:
         try:
             connection.sendall(request)
             if end:
@@ -39,6 +45,14 @@ def send(url: str, request: bytes, *, end: bool = False) -> RawAnswer:
         response = HTTPResponse(connection)
         response.begin()
         return RawAnswer(response.status, response.headers, response.read().decode())
+
+
+def reset_after(url: str, request: bytes) -> None:
+    """Send these bytes to the server of `url` and reset the connection."""
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.sendall(request)
 
 
 def post(path: str, body: bytes, *headers: str, length: int | None = None) -> bytes:
@@ -53,3 +67,62 @@ def chunked(body: bytes, size: int = 65_536) -> bytes:
     """The body in chunks of that size."""
     chunks = (body[start : start + size] for start in range(0, len(body), size))
     return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+
+
+class RawClient:
+    """A connection to the server of `url` that sends what and when it is told; leaving the ``with`` block hangs up."""
+
+    def __init__(self, url: str, request: bytes = b"", *, receive_buffer: int | None = None) -> None:
+        parts = urlsplit(url)
+        self.socket = socket.socket()
+        if receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect((parts.hostname, parts.port))
+        self.socket.sendall(request)
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        """Send this, too."""
+        self.socket.sendall(data)
+
+    def drip(self, data: bytes, seconds: float) -> None:
+        """Send this byte for byte, so many seconds apart, or until the server hangs up."""
+        for byte in data:
+            try:
+                self.socket.sendall(bytes([byte]))
+            except OSError:
+                return
+            time.sleep(seconds)
+
+    def line(self) -> bytes:
+        """One line of what the server sends, read byte for byte."""
+        line = b""
+        while not line.endswith(b"\n") and (byte := self.socket.recv(1)):
+            line += byte
+        return line
+
+    def answer(self) -> RawAnswer:
+        """The next answer, which says how long it is."""
+        head = b"".join(iter(self.line, b"\r\n"))
+        status, _, lines = head.partition(b"\r\n")
+        headers = parse_headers(io.BytesIO(lines + b"\r\n"))
+        body = b""
+        while len(body) < int(headers["Content-Length"]):
+            body += self.socket.recv(int(headers["Content-Length"]) - len(body))
+        return RawAnswer(int(status.split()[1]), headers, body.decode())
+
+    def rest(self) -> bytes:
+        """All that the server sends until it hangs up, however it does."""
+        data = b""
+        try:
+            while piece := self.socket.recv(65_536):
+                data += piece
+        except ConnectionResetError:
+            pass
+        return data

@@ -55,7 +55,7 @@ def code_of(problem: dict[str, Any]) -> str:
     ],
 )
 def test_a_form_without_a_file_is_refused(service: RunningService, path: str, form: dict[str, Any], words: str) -> None:
-    answer = requests.post(service.url + path, **form, timeout=10)
+    answer = requests.post(service.url + path, **form, timeout=60)
     assert code_of(assert_problem(answer, 400, words)) == "missing_file"
 
 
@@ -74,7 +74,7 @@ def test_a_form_sent_before_a_file_was_chosen_is_not_told_to_rename_its_field(se
 
 def test_two_files_are_refused(service: RunningService) -> None:
     files = [("file", ("a.csv", CSV)), ("file", ("b.csv", CSV))]
-    assert_problem(requests.post(service.url + BULK, files=files, timeout=10), 400, "2 files were sent")
+    assert_problem(requests.post(service.url + BULK, files=files, timeout=60), 400, "2 files were sent")
 
 
 @pytest.mark.parametrize("path", [BULK, VALIDATE])
@@ -91,7 +91,7 @@ def test_two_files_are_refused(service: RunningService) -> None:
     ids=["nothing", "JSON", "urlencoded", "no content type", "text/csv", "multipart/mixed"],
 )
 def test_what_is_no_form_with_files_is_refused(service: RunningService, path: str, request_as: dict[str, Any]) -> None:
-    answer = requests.post(service.url + path, **request_as, timeout=10)
+    answer = requests.post(service.url + path, **request_as, timeout=60)
     assert_problem(answer, 415, "curl -F file=@hospitals.csv")
 
 
@@ -233,7 +233,7 @@ def test_the_nastiest_files_are_answered_soon(service: RunningService, content: 
     assert_problem(service.upload(content), 400)
     assert service.upload(content, path=VALIDATE).json()["valid"] is False
     # It is half a second at most when nothing else runs; what took quadratic time would take minutes.
-    assert time.monotonic() - started_at < 8
+    assert time.monotonic() - started_at < 30
 
 
 def test_refused_files_leave_no_memory_behind(service: RunningService) -> None:
