@@ -1,14 +1,24 @@
-"""Requests that a page of another site makes a browser send: those that change something are refused."""
+"""Requests that a page of another site makes a browser send: what would get through to this service is refused."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 
 from flask import request
+from werkzeug.exceptions import SecurityError
 
 from problems import Problem
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+def refuse_other_hosts() -> None:
+    """Refuse a request for a host that is not one of `TRUSTED_HOSTS`. Raises `SecurityError`.
+
+    Flask has looked already, but would raise it only after all that runs before a request.
+    """
+    if isinstance(request.routing_exception, SecurityError):
+        raise request.routing_exception
 
 
 def refuse_cross_site() -> None:
