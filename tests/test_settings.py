@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from settings import RateLimit, Settings, SettingsError, load_settings
+from settings import ApiKey, RateLimit, Settings, SettingsError, load_settings
 
 NAMES = [field.name for field in fields(Settings)]
 
@@ -39,8 +39,12 @@ def refusal(**variables: str) -> str:
         ("max_running_batches", 100),
         ("keep_batches", 1000),
         ("sync_wait_seconds", 300.0),
+        ("api_keys", ()),
+        ("request_limit", None),
         ("trusted_hosts", ()),
+        ("proxy_count", 0),
         ("log_level", "INFO"),
+        ("log_format", "text"),
         ("port", 8000),
     ],
 )
@@ -71,7 +75,14 @@ def test_without_variables_the_settings_are_those_for_the_deployed_directory(nam
         ("keep_batches", "1", 1),
         ("sync_wait_seconds", "0", 0.0),
         ("trusted_hosts", "example.org, localhost,,", ("example.org", "localhost")),
+        ("trusted_hosts", "Example.ORG,.example.net,127.0.0.1", ("example.org", ".example.net", "127.0.0.1")),
+        ("api_keys", "office:s3cret, ci:0th=er+/", (ApiKey("office", "s3cret"), ApiKey("ci", "0th=er+/"))),
+        ("api_keys", "Z2VuZXJhdGVk/+aw==", (ApiKey("default", "Z2VuZXJhdGVk/+aw=="),)),
+        ("request_limit", "100/60", RateLimit(100, 60)),
+        ("proxy_count", "0", 0),
+        ("proxy_count", "10", 10),
         ("log_level", "debug", "DEBUG"),
+        ("log_format", "JSON", "json"),
         ("port", "65535", 65535),
     ],
 )
@@ -87,7 +98,23 @@ def test_an_empty_variable_counts_as_not_set(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_has_a_variable_that_is_checked(name: str) -> None:
-    assert refusal(**{name.upper(): "no such/ value?"}).startswith(f"{name.upper()} is 'no such/ value?', but it must")
+    said = refusal(**{name.upper(): "no such/ value?"})
+    found = "is not right: it must" if name in ("api_keys", "database_url") else "is 'no such/ value?', but it must"
+    assert said.startswith(f"{name.upper()} {found}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a:s3cret key", "a:s3cret,a:other", "a:s3cret,b:s3cret", "a:", ":", "a b:s3cret", "a:s3:cret", "ä:s3cret", "x,,y"],
+)
+def test_wrong_api_keys_are_refused_without_repeating_one(text: str) -> None:
+    said = refusal(API_KEYS=text)
+    assert said.startswith("API_KEYS is not right: it must be a comma list of name:key")
+    assert "s3" not in said
+
+
+def test_the_settings_do_not_show_a_key_when_they_are_printed() -> None:
+    assert "s3cret" not in repr(load_settings({"API_KEYS": "office:s3cret"}))
 
 
 WHOLE = "0", "-1", "+1", "1.0", "1e3", "ten", "٣", "1_000", "9" * 13
@@ -100,6 +127,7 @@ SECONDS = "-0.1", "nan", "inf", "-inf", "3601", "5 s", "5,5"
         *(("PORT", text, "a whole number from 1 to 65535") for text in (*WHOLE, "65536")),
         *(("MAX_CSV_ROWS", text, "a whole number from 1 to 100000") for text in (*WHOLE, "100001")),
         *(("MAX_UPLOAD_BYTES", text, "a whole number from 1 to 1073741824") for text in (*WHOLE, "1073741825")),
+        *(("PROXY_COUNT", text, "a whole number from 0 to 10") for text in (*WHOLE[1:], "11")),
         *(("DIRECTORY_ATTEMPTS", text, "a whole number from 1 to 100") for text in (*WHOLE, "101")),
         *(("MAX_CONCURRENT_CREATES", text, "a whole number from 1 to 10000") for text in (*WHOLE, "10001")),
         *(("MAX_RUNNING_BATCHES", text, "a whole number from 1 to 1000") for text in (*WHOLE, "1001")),
@@ -108,7 +136,7 @@ SECONDS = "-0.1", "nan", "inf", "-inf", "3601", "5 s", "5,5"
         *(("DIRECTORY_DELAY_SECONDS", text, "from 0 to 3600, such as 5 or 0.5") for text in SECONDS),
         *(("DIRECTORY_TIMEOUT_SECONDS", text, "seconds from 0.01 to 3600, such as") for text in (*SECONDS, "0")),
         *(
-            ("DIRECTORY_CREATE_LIMIT", text, "COUNT/SECONDS, such as 30/60 for 30 creates in any 60 seconds, or empty")
+            ("DIRECTORY_CREATE_LIMIT", text, "COUNT/SECONDS, such as 30/60 for 30 in any 60 seconds, or empty")
             for text in ("30", "30/", "/60", "0/60", "30/0", "30/0.0", "-1/60", "30/-60", "30/60/2", "1.5/60", "30/nan")
         ),
         *(
@@ -127,10 +155,25 @@ SECONDS = "-0.1", "nan", "inf", "-inf", "3601", "5 s", "5,5"
                 "http://example.org:99999",
                 "http://example.org:0",
                 "http://[::1",
+                "http://.",
+                "http://*.example.org",
+                "http://%",
             )
         ),
-        ("TRUSTED_HOSTS", "http://example.org", "a comma list of host names without http://"),
-        ("TRUSTED_HOSTS", "example.org localhost", "a comma list of host names without http://"),
+        *(
+            ("TRUSTED_HOSTS", text, "a comma list of host names without http:// and port")
+            for text in (
+                "http://example.org",
+                "example.org localhost",
+                "example.org:8000",
+                "*",
+                "*.example.org",
+                "[::1]",
+                ",",
+                ".",
+                "example..org",
+            )
+        ),
         ("LOG_LEVEL", "LOUD", "one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
     ],
 )
@@ -145,6 +188,17 @@ def test_every_wrong_variable_is_named_at_once() -> None:
         "LOG_LEVEL is 'y', but it must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL. "
         "PORT is 'x', but it must be a whole number from 1 to 65535."
     )
+
+
+def test_a_password_in_a_wrong_address_is_not_told() -> None:
+    for address in (
+        "http://user:s3cret@example.org?x",
+        "user:s3cret@example.org",
+        "user:s3cret@http://example.org",
+        "http://example.org?password=s3cret",
+        "http://example.org?user=a&sslpassword=s3cret",
+    ):
+        assert "s3" not in refusal(HOSPITAL_API_BASE_URL=address)
 
 
 def test_a_long_wrong_value_is_not_told_in_full() -> None:
@@ -175,6 +229,23 @@ class TestTheFile:
     def test_a_name_without_a_value_counts_as_empty(self, folder: Path) -> None:
         (folder / ".env").write_text("PORT\nDIRECTORY_CREATE_LIMIT\n")
         assert load_settings() == Settings(directory_create_limit=None)
+
+    def test_the_file_may_have_quotes_comments_and_a_mark_at_its_start(self, folder: Path) -> None:
+        (folder / ".env").write_text(
+            "\ufeffPORT=\"81\"  # where\nexport API_KEYS='office:a#b'\n# KEEP_BATCHES=7\nTRUSTED_HOSTS = a, b\n"
+        )
+        assert load_settings() == Settings(port=81, api_keys=(ApiKey("office", "a#b"),), trusted_hosts=("a", "b"))
+
+    @pytest.mark.parametrize(
+        ("content", "reason"), [(None, "Is a directory"), (b"PORT=81 # \xe9\n", "it is not UTF-8")]
+    )
+    def test_a_file_that_cannot_be_read_is_refused(self, folder: Path, content: bytes | None, reason: str) -> None:
+        if content is None:
+            (folder / ".env").mkdir()
+        else:
+            (folder / ".env").write_bytes(content)
+        with pytest.raises(SettingsError, match=f"^The file .env cannot be read: {reason}.$"):
+            load_settings()
 
     def test_a_wrong_value_in_the_file_is_refused(self, folder: Path) -> None:
         (folder / ".env").write_text("PORT=eighty\n")
