@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import logging
 
+import click
 from flask import Flask, Response, request
 
 from api_docs import docs
-from cross_site import refuse_cross_site
+from api_keys import find_caller, refuse_unknown_callers
+from cross_site import refuse_cross_site, refuse_other_hosts
+from logs import configure_logging
 from problems import register_problems
+from proxies import trust_proxies
+from request_limit import limit_requests
+from request_log import log_requests
 from routes import routes
-from runner import Runner
+from runner import BatchRunner, Runner
 from service import Service, attach
-from settings import DEPLOYED_BATCH_CAP, Settings, load_settings
-from sql_store import SqliteStore
-from store import MemoryStore
+from settings import DEPLOYED_BATCH_CAP, POSTGRES, Settings, SettingsError, load_settings
+from settings_command import show_settings
+from sqlite_store import SqliteStore
+from store import MemoryStore, Store
 from upload import StrictRequest
 
 logger = logging.getLogger(__name__)
-
-# A multipart request is larger than the file in it, by its boundaries and other fields.
-REQUEST_OVERHEAD_BYTES = 64 * 1024
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -29,26 +33,45 @@ def create_app(settings: Settings | None = None) -> Flask:
     Nothing is opened or started before `Service.start()`, which the first request calls at the latest.
     """
     settings = settings or load_settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(settings.log_level, settings.log_format)
     app = Flask(__name__)
     app.request_class = StrictRequest
     app.url_map.merge_slashes = False
     app.config.update(
         MAX_UPLOAD_BYTES=settings.max_upload_bytes,
-        MAX_CONTENT_LENGTH=settings.max_upload_bytes + REQUEST_OVERHEAD_BYTES,
+        MAX_CONTENT_LENGTH=settings.max_request_bytes,
         TRUSTED_HOSTS=list(settings.trusted_hosts) or None,
     )
-    store = SqliteStore(settings.database_url) if settings.database_url else MemoryStore(settings.keep_batches)
-    parts = Service(settings, store, Runner(settings, store))
+    parts = Service(settings, *_store_and_runner(settings))
     attach(app, parts)
+    log_requests(app)
+    app.before_request(refuse_other_hosts)
+    app.before_request(find_caller)
+    limit_requests(app, settings.request_limit)
+    app.before_request(refuse_unknown_callers)
     app.before_request(parts.start)
     app.before_request(refuse_cross_site)
     app.register_blueprint(routes)
     app.register_blueprint(docs)
     app.after_request(_add_security_headers)
     register_problems(app)
+    trust_proxies(app, settings.proxy_count)
+    app.cli.add_command(show_settings)
     _warn_of_settings(settings)
     return app
+
+
+def _store_and_runner(settings: Settings) -> tuple[Store, BatchRunner]:
+    if settings.database_url is None:
+        store: Store = MemoryStore(settings.keep_batches)
+    elif settings.database_url.startswith(POSTGRES):
+        # What it needs is installed only where it is used.
+        from cluster.runner import open_cluster  # noqa: PLC0415
+
+        return open_cluster(settings)
+    else:
+        store = SqliteStore(settings.database_url)
+    return store, Runner(settings, store)
 
 
 def _add_security_headers(response: Response) -> Response:
@@ -74,4 +97,8 @@ def _warn_of_settings(settings: Settings) -> None:
         )
 
 
-app = create_app()
+try:
+    app = create_app()
+except SettingsError as error:
+    # What the command flask shows as it is, without a stack trace.
+    raise click.ClickException(str(error)) from None

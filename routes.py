@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, current_app, redirect, render_template, request, send_from_directory, url_for
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from werkzeug.wrappers import Response as BaseResponse
 
+from api_keys import caller
 from batch import Batch, BatchStatus, IdempotencyKey, Row, RowStatus, rows_digest, utc_now
 from batch_json import batch_json
 from check_page import check_view
@@ -20,23 +24,28 @@ from csv_errors import CsvError
 from csv_rules import CsvReading, read_csv
 from directory_errors import DirectoryError
 from events import batch_events
+from live_metrics import exposition
+from logs import batch_id as logged_batch_id
+from metrics import FILES_REFUSED
 from preferences import parse_prefer
 from problems import Problem, prefers_html, unavailable
 from results_file import MendingError, form_as_results, mended_rows, read_results, write_results
-from runner import TooManyBatchesError
 from service import service
-from store import BatchNotFoundError, KeyTakenError, WrongStatusError
+from store import BatchNotFoundError, KeyTakenError, TooManyBatchesError, WrongStatusError
 from upload import Upload, read_optional_upload, read_upload
+
+logger = logging.getLogger(__name__)
 
 routes = Blueprint("routes", __name__)
 
 DEFAULT_PAGE, LONGEST_PAGE = 50, 200
 BATCHES_ON_FRONT_PAGE = 5
 LONGEST_KEY = 255
+# Smaller files are read in a few milliseconds.
+LARGE_BYTES = 64 * 1024
 # Who asks whether the directory is there does not want to wait until it has woken up.
 READY_SECONDS = 10.0
 
-_TOO_MANY = "Too many batches run at the moment, so nothing was done. Try it again in a few seconds."
 _WHY_NOT_RESUMED = {
     BatchStatus.PROCESSING: "The batch is being worked on; wait until that has ended.",
     BatchStatus.COMPLETED: "The batch is complete and active; there is nothing left to do.",
@@ -49,7 +58,8 @@ StatusT = TypeVar("StatusT", BatchStatus, RowStatus)
 @routes.post("/hospitals/bulk")
 def upload_batch() -> BaseResponse:
     """Create every hospital of a CSV: 200 the batch when it has ended, 202 when the caller did not wait so long."""
-    upload = read_upload()
+    with _reading():
+        upload = read_upload()
     key = _idempotency_key(upload)
     batch = service().store.find_key(key.owner, key.key) if key else None
     return _answer_when_ended(_same_upload(batch, key) if batch and key else _start(upload, key))
@@ -58,7 +68,8 @@ def upload_batch() -> BaseResponse:
 @routes.post("/hospitals/bulk/validate")
 def validate() -> Response:
     """What an upload would create, and everything that is wrong with it; calls nobody."""
-    upload = read_upload()
+    with _reading():
+        upload = read_upload()
     reading = _read(upload)
     if prefers_html():
         return Response(_check_page(upload, reading))
@@ -107,7 +118,10 @@ def follow_batch(batch_id: str) -> Response:
     if not places.acquire(blocking=False):
         raise unavailable("Too many callers follow batches at the moment; ask for the batch itself now and then.")
     stream = batch_events(batch, service().store, service().runner.stopping)
-    answer = Response(stream, mimetype="text/event-stream", headers={"Cache-Control": "no-store"})
+    # nginx would keep the events back until there are many.
+    answer = Response(
+        stream, mimetype="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    )
     answer.call_on_close(places.release)
     return answer
 
@@ -136,7 +150,7 @@ def resume(batch_id: str) -> BaseResponse:
     except WrongStatusError as error:
         raise Problem(HTTPStatus.CONFLICT, _WHY_NOT_RESUMED[error.batch.status]) from None
     except TooManyBatchesError:
-        raise unavailable(_TOO_MANY) from None
+        raise _no_room() from None
     return _answer_when_ended(batch_id)
 
 
@@ -147,7 +161,7 @@ def roll_back(batch_id: str) -> BaseResponse:
     try:
         service().runner.roll_back(_find(batch_id).batch_id)
     except (TooManyBatchesError, WrongStatusError):
-        raise unavailable(_TOO_MANY) from None
+        raise _no_room() from None
     return _answer_when_ended(batch_id, or_bad_gateway=True)
 
 
@@ -165,11 +179,14 @@ def ready() -> Response:
     if asked not in ("", "true", "1", "false", "0"):
         raise Problem(HTTPStatus.BAD_REQUEST, "`directory` must be true or false.")
     if asked in ("true", "1"):
-        try:
-            service().runner.knock(READY_SECONDS)
-        except DirectoryError as error:
-            raise unavailable(str(error)) from error
+        _check_directory()
     return _json({"status": "ready"})
+
+
+@routes.get("/metrics")
+def show_metrics() -> Response:
+    """What was counted since the start and what goes on now, for Prometheus."""
+    return Response(exposition(service()), content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 @routes.get("/")
@@ -185,16 +202,47 @@ def sample() -> Response:
     return send_from_directory(current_app.root_path, "sample_hospitals.csv", as_attachment=True)
 
 
+def _check_directory() -> None:
+    places = service().knocking_places
+    if not places.acquire(blocking=False):
+        raise unavailable("Others are just finding out whether the directory is there; it has not answered them yet.")
+    try:
+        service().runner.knock(READY_SECONDS)
+    except DirectoryError as error:
+        raise unavailable(str(error)) from error
+    finally:
+        places.release()
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Take one of the few places in which a form or a file is read. Raises `Problem` when too much is to be read."""
+    places = service().large_places
+    is_large = (request.content_length or LARGE_BYTES) >= LARGE_BYTES
+    if is_large and not places.acquire(blocking=False):
+        raise unavailable("Too many large files are being read at the moment, so nothing was done. Send it again.")
+    try:
+        with service().reading_places:
+            yield
+    finally:
+        if is_large:
+            places.release()
+
+
 def _read(upload: Upload) -> CsvReading:
-    with service().reading_places:
+    with _reading():
         return read_csv(upload.content, max_rows=service().settings.max_csv_rows, encoding=upload.encoding)
 
 
 def _find(batch_id: str) -> Batch:
     try:
-        return service().store.get(batch_id)
+        batch = service().store.get(batch_id)
     except BatchNotFoundError:
-        raise Problem(HTTPStatus.NOT_FOUND, f"There is no batch {batch_id[:100]}.") from None
+        raise Problem(
+            HTTPStatus.NOT_FOUND, f"There is no batch {batch_id[:100]}. /batches lists those there are."
+        ) from None
+    logged_batch_id.set(batch_id)
+    return batch
 
 
 def _start(upload: Upload, key: IdempotencyKey | None) -> str:
@@ -204,7 +252,7 @@ def _start(upload: Upload, key: IdempotencyKey | None) -> str:
     try:
         return service().runner.start(upload.filename, _rows(reading), key)
     except TooManyBatchesError:
-        raise unavailable(_TOO_MANY) from None
+        raise _no_room() from None
     except KeyTakenError as taken:  # by an upload at the same time
         return _same_upload(taken.batch, key)
 
@@ -215,7 +263,13 @@ def _idempotency_key(upload: Upload) -> IdempotencyKey | None:
         return None
     if not 1 <= len(key) <= LONGEST_KEY:
         raise Problem(HTTPStatus.BAD_REQUEST, f"`Idempotency-Key` must have 1 to {LONGEST_KEY} characters.")
-    return IdempotencyKey("", key, upload.digest)
+    return IdempotencyKey(caller(), key, upload.digest)
+
+
+def _no_room() -> Problem:
+    if service().runner.stopping.is_set():
+        return unavailable("The service is being stopped, so nothing was done. Try it again in a few seconds.")
+    return unavailable("Too many batches run at the moment, so nothing was done. Try it again in a few seconds.")
 
 
 def _same_upload(batch: Batch, key: IdempotencyKey | None) -> str:
@@ -237,6 +291,7 @@ def _answer_when_ended(batch_id: str, *, or_bad_gateway: bool = False) -> BaseRe
 
     `or_bad_gateway` raises `Problem` when the directory was not there to end what was asked for.
     """
+    logged_batch_id.set(batch_id)
     if prefers_html():
         return redirect(url_for(".show_batch", batch_id=batch_id), HTTPStatus.SEE_OTHER)
     preferences = parse_prefer(",".join(request.headers.getlist("Prefer")))
@@ -290,17 +345,21 @@ def _check_page(upload: Upload, reading: CsvReading) -> str:
 
 def _read_mended(batch: Batch) -> CsvReading | None:
     """What mends the failed rows: a results file, or the fields of the batch's page; None when nothing does."""
-    upload = read_optional_upload()
+    with _reading():
+        upload = read_optional_upload()
     content = upload.content if upload else form_as_results(batch, request.form)
     encoding = upload.encoding if upload else None
     if content is None:
         return None
-    with service().reading_places:
+    with _reading():
         return read_results(content, max_rows=len(batch.rows), encoding=encoding)
 
 
 def _refused_file(errors: Sequence[CsvError], page: Callable[[], str] | None = None) -> Problem:
     count = len(errors)
+    FILES_REFUSED.inc()
+    # What is wrong, not what it is wrong with: that is the caller's alone.
+    logger.info("file refused, %s errors: %s", count, ", ".join(sorted({error.code for error in errors})))
     detail = errors[0].message if count == 1 else f"The file has {count} errors, so nothing was done: mend them all."
     return Problem(HTTPStatus.BAD_REQUEST, detail, errors=[error.as_json() for error in errors], page=page)
 

@@ -7,11 +7,24 @@ from dataclasses import dataclass, field
 
 from flask import Flask, current_app
 
-from runner import Runner
+from runner import BatchRunner
 from settings import WORKER_THREADS, Settings
 from store import Store
 
 _EXTENSION = "hospital_bulk"
+
+
+class Places(threading.Semaphore):
+    """A semaphore that tells how many of its places are taken."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self._count = count
+
+    @property
+    def taken(self) -> int:
+        """How many have it at this moment."""
+        return self._count - self._value
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +37,15 @@ class Service:
 
     settings: Settings
     store: Store
-    runner: Runner
-    waiting_places: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(WORKER_THREADS // 2))
-    stream_places: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(WORKER_THREADS // 4))
-    # A file of a megabyte takes 50 MB of memory while it is read, for a fraction of a second.
-    reading_places: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(2))
+    runner: BatchRunner
+    waiting_places: Places = field(default_factory=lambda: Places(WORKER_THREADS // 2))
+    stream_places: Places = field(default_factory=lambda: Places(WORKER_THREADS // 4))
+    # A file of a megabyte takes 50 MB of memory while it is read, and a quarter of a second of one core. Who waits for
+    # that holds a thread, so of those with large files only some may.
+    reading_places: Places = field(default_factory=lambda: Places(2))
+    large_places: Places = field(default_factory=lambda: Places(WORKER_THREADS // 8))
+    # To wake up, the directory takes longer than anybody waits who only asks whether it is there.
+    knocking_places: Places = field(default_factory=lambda: Places(4))
     _starting: threading.Lock = field(default_factory=threading.Lock)
     _started: threading.Event = field(default_factory=threading.Event)
 

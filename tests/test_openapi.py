@@ -30,7 +30,7 @@ from batch import BatchStatus, RowStatus, WaitingFor
 from csv_errors import ErrorCode
 from routes import LONGEST_KEY, LONGEST_PAGE
 from service import service as parts_of
-from settings import Settings
+from settings import ApiKey, RateLimit, Settings
 from tests.browser import Visits, csv_file
 from tests.directory import Directory
 from tests.hospitals import csv_of
@@ -237,7 +237,7 @@ def test_what_becomes_of_an_upload_is_as_described(client: FlaskClient, director
 
 
 def test_a_batch_that_goes_on_is_as_described(client: FlaskClient, directory: Directory) -> None:
-    directory.settings(create_seconds=1)
+    directory.settings(create_seconds=2)
     batch = upload(client, csv_of(2), Prefer="respond-async")
     assert batch["status"] == "processing"
     path = "/batches/{batch_id}/events"
@@ -270,6 +270,24 @@ def test_refusals_are_as_described(client: FlaskClient, directory: Directory) ->
     assert_as_described(client.get("/batches?limit=0"), "get", "/batches")
 
 
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [
+        (Settings(api_keys=(ApiKey("office", "a key"),)), 401),
+        (Settings(request_limit=RateLimit(1, 3600)), 429),
+    ],
+)
+def test_who_may_not_call_is_told_so_as_described(settings: Settings, status: int) -> None:
+    client = create_app(settings).test_client()
+    client.get("/openapi.json")
+    for path, item in DESCRIPTION["paths"].items():
+        for method in item.keys() & METHODS:
+            answer = client.open(path, method=method)
+            assert answer.status_code == (200 if path == "/health" else status), path
+            assert_as_described(answer, method, path)
+            assert item[method].get("security") == ([] if path == "/health" else None)
+
+
 def test_what_was_read_of_a_file_is_as_described(client: FlaskClient, directory: Directory) -> None:
     path = "/hospitals/bulk/validate"
     upload(client, csv_of(2, "Known"))
@@ -278,7 +296,8 @@ def test_what_was_read_of_a_file_is_as_described(client: FlaskClient, directory:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/health", "/ready", "/sample_hospitals.csv", "/openapi.json", "/docs", "/redoc", "/batches"]
+    "path",
+    ["/", "/health", "/ready", "/sample_hospitals.csv", "/openapi.json", "/docs", "/redoc", "/batches", "/metrics"],
 )
 def test_what_needs_nothing_is_as_described(client: FlaskClient, path: str, directory: Directory) -> None:
     with closing(client.get(path)) as answer:
@@ -294,6 +313,7 @@ def test_a_service_whose_directory_is_away_is_as_described() -> None:
     parts_of(app).stop()
 
 
+@pytest.mark.timeout(300)
 def test_nothing_that_is_sent_breaks_the_service(service: RunningService, directory: Directory, tmp_path: Path) -> None:
     directory.settings(create_seconds=0.01)
     (tmp_path / "fuzzing.toml").write_text(FUZZING)
@@ -305,7 +325,7 @@ def test_nothing_that_is_sent_breaks_the_service(service: RunningService, direct
         capture_output=True,
         check=False,
         text=True,
-        timeout=100,
+        timeout=280,
     )
     assert fuzzing.returncode == 0, fuzzing.stdout + fuzzing.stderr
     assert "Traceback" not in service.output

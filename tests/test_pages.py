@@ -236,7 +236,7 @@ def test_there_is_nothing_at_other_addresses(service: RunningService, path: str)
     ],
 )
 def test_nothing_can_be_done_with_a_batch_that_is_none(service: RunningService, method: str, path: str) -> None:
-    assert_problem(requests.request(method, service.url + UNKNOWN + path, timeout=10), 404, "There is no batch")
+    assert_problem(requests.request(method, service.url + UNKNOWN + path, timeout=60), 404, "There is no batch")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_nothing_can_be_done_with_a_batch_that_is_none(service: RunningService, 
 def test_another_method_is_refused_with_those_that_are_allowed(
     service: RunningService, method: str, path: str, allowed: set[str]
 ) -> None:
-    answer = requests.request(method, service.url + path, timeout=10)
+    answer = requests.request(method, service.url + path, timeout=60)
     assert_problem(answer, 405, method)
     assert set(answer.headers["Allow"].split(", ")) >= allowed
 
@@ -306,6 +306,20 @@ def test_another_host_name_is_refused(lonely_service: RunningService) -> None:
         request = post("/hospitals/bulk", body, "Content-Type: multipart/form-data; boundary=limit")
         assert_problem(send(lonely_service.url, request.replace(b"localhost", host.encode())), 400, "TRUSTED_HOSTS")
     assert lonely_service.get("/health", Host="127.0.0.1:1234").status_code == 200
+
+
+def test_capitals_name_the_same_host(directory: Directory) -> None:
+    with RunningService(directory.url, trusted_hosts="localhost,.Example.org") as service:
+        for host in ("LocalHost", "LOCALHOST:8000", "WWW.Example.org"):
+            assert service.get("/health", Host=host).status_code == 200
+
+
+def test_a_browser_is_told_in_a_page_that_the_host_is_another(lonely_service: RunningService) -> None:
+    for path in ("/", "/nowhere", "/static/style.css"):
+        answer = lonely_service.get(path, Host="evil.example", Accept="text/html")
+        assert answer.status_code == 400
+        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert "This host name is not one of TRUSTED_HOSTS." in answer.text
 
 
 # Health

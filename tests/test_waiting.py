@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from settings import WORKER_THREADS
 from tests.directory import Directory
 from tests.hospitals import assert_exactly_once, csv_of
-from tests.running import RunningService
+from tests.running import PATIENCE, RunningService
 
 CSV = csv_of(2)
 BATCH_KEYS = [
@@ -48,7 +49,7 @@ def impatient_service(shared_directory: Directory) -> Iterator[RunningService]:
 
 def when_ended(service: RunningService, path: str) -> dict[str, Any]:
     """The batch at this path as soon as it has ended."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         batch: dict[str, Any] = service.get(path).json()
         if batch["status"] != "processing":
@@ -79,7 +80,7 @@ def test_a_batch_that_failed_is_answered_with_200_too(service: RunningService, d
 
 
 def test_who_does_not_want_to_wait_is_told_where_to_look(service: RunningService, directory: Directory) -> None:
-    directory.settings(create_seconds=0.5)
+    directory.settings(create_seconds=2)
     answer = service.upload(CSV, headers={"Prefer": "respond-async"})
     assert answer.status_code == 202
     assert answer.headers["Preference-Applied"] == "respond-async"
@@ -100,8 +101,8 @@ def test_who_does_not_wait_is_told_when_to_come_back(directory: Directory) -> No
     with RunningService(directory.url) as service:
         answer = service.upload(CSV, headers={"Prefer": "respond-async"})
         # Until one was measured, a create is taken to need 5 s.
-        assert answer.json()["estimated_seconds"] > 4
-        assert answer.headers["Retry-After"] == "5"
+        assert 2 < answer.json()["estimated_seconds"] <= 5
+        assert answer.headers["Retry-After"] in ("3", "4", "5")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_who_does_not_wait_is_told_when_to_come_back(directory: Directory) -> No
 def test_a_caller_waits_as_it_prefers(
     service: RunningService, directory: Directory, prefer: str, status: int, applied: str | None
 ) -> None:
-    directory.settings(create_seconds=0.2)
+    directory.settings(create_seconds=0.2 if status == 200 else 2)
     answer = service.upload(CSV, headers={"Prefer": prefer})
     assert answer.status_code == status
     assert answer.headers.get("Preference-Applied") == applied
@@ -133,11 +134,11 @@ def test_a_caller_waits_as_it_prefers(
 
 
 def test_a_wait_in_seconds_ends_when_they_are_over(service: RunningService, directory: Directory) -> None:
-    directory.settings(create_seconds=2)
+    directory.settings(create_seconds=5)
     started_at = time.monotonic()
     answer = service.upload(CSV, headers={"Prefer": "wait=1"})
     assert answer.status_code == 202
-    assert 1 <= time.monotonic() - started_at < 2
+    assert time.monotonic() - started_at >= 1
     assert answer.headers["Preference-Applied"] == "wait=1"
     assert_exactly_once(directory, when_ended(service, answer.headers["Location"]))
 
@@ -148,7 +149,7 @@ def test_a_wait_in_seconds_ends_when_they_are_over(service: RunningService, dire
 def test_nobody_waits_longer_than_the_setting_allows(
     impatient_service: RunningService, directory: Directory, prefer: str | None, applied: str | None
 ) -> None:
-    directory.settings(create_seconds=1)
+    directory.settings(create_seconds=2)
     answer = impatient_service.upload(CSV, headers={"Prefer": prefer} if prefer else None)
     assert answer.status_code == 202
     assert answer.headers.get("Preference-Applied") == applied
@@ -159,20 +160,17 @@ def test_when_half_of_the_threads_wait_the_next_upload_is_answered_at_once(
     service: RunningService, directory: Directory
 ) -> None:
     places, more = WORKER_THREADS // 2, 6
-    directory.settings(create_seconds=4, threads=0)
+    directory.settings(create_seconds=6, threads=0)
     csv = csv_of(1)
 
-    def upload(_: int) -> tuple[int, float]:
-        started_at = time.monotonic()
-        return service.upload(csv).status_code, time.monotonic() - started_at
+    def upload(_: int) -> tuple[int, str]:
+        answer = service.upload(csv)
+        return answer.status_code, answer.json()["status"]
 
     with ThreadPoolExecutor(places + more) as clients:
         answers = clients.map(upload, range(places + more))
         assert service.get("/health").status_code == 200
-        waited: list[float] = []
-        sent_away: list[float] = []
-        for status, seconds in answers:
-            (waited if status == 200 else sent_away).append(seconds)
-    assert (len(waited), len(sent_away)) == (places, more)
-    assert max(sent_away) < 4 <= min(waited)
+        assert Counter(answers) == {(200, "completed"): places, (202, "processing"): more}
+    for batch in service.get("/batches?status=processing").json():
+        when_ended(service, f"/batches/{batch['batch_id']}")
     assert all(batch["status"] == "completed" for batch in service.get("/batches?limit=70").json())
