@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import requests
 
+from bench.harness import print_counts, wait_until
 from tests.directory import Directory
 from tests.hospitals import csv_of
 from tests.running import RunningService
@@ -80,11 +80,11 @@ def end(service: RunningService, how: str) -> float:
         service.process.kill()
         service.process.wait()
     os.kill(worker, signal.SIGKILL)
-    _wait_until(lambda: _is_gone(worker))
+    wait_until(PATIENCE_SECONDS, lambda: _is_gone(worker))
     if how == "kill -9":
         service.stop()
     else:
-        _wait_until(lambda: _is_healthy(service))
+        wait_until(PATIENCE_SECONDS, lambda: _is_healthy(service))
     return time.monotonic() - started_at
 
 
@@ -121,7 +121,7 @@ def finish(service: RunningService, uploads: Uploads) -> int:
         uploads.send(key, service)
     resumed: set[str] = set()
     for _ in range(1 + RESUMES):
-        _wait_until(lambda: not _batches(service, "processing"))
+        wait_until(PATIENCE_SECONDS, lambda: not _batches(service, "processing"))
         unfinished = [batch["batch_id"] for batch in _batches(service) if batch["status"] != "completed"]
         resumed.update(unfinished)
         for batch_id in unfinished:
@@ -172,14 +172,10 @@ def main(rounds: int = ROUNDS, seed: int = SEED) -> int:
         with service:
             resumed = finish(service, uploads)
             counts = count(directory, service, uploads)
-    failed = any(list(counts.values())[:MUST_BE_NONE])
-    print()
-    for number, (what, found) in enumerate(counts.items()):
-        verdict = "" if number >= MUST_BE_NONE else "ok" if not found else "MUST BE 0"
-        print(f"{what:<40} {found:>6}  {verdict}")
-    print(f"{'batches that had to be resumed':<40} {resumed:>6}")
-    print(f"{'seconds until a SIGTERM had ended it':<40} {slowest_stop:>6.1f}  at most")
-    print(f"{'seconds in all':<40} {time.monotonic() - started_at:>6.0f}")
+    failed = print_counts(counts, MUST_BE_NONE)
+    print(f"{'batches that had to be resumed':<42} {resumed:>6}")
+    print(f"{'seconds until a SIGTERM had ended it':<42} {slowest_stop:>6.1f}  at most")
+    print(f"{'seconds in all':<42} {time.monotonic() - started_at:>6.0f}")
     return 1 if failed else 0
 
 
@@ -191,14 +187,6 @@ def _batches(service: RunningService, status: str = "") -> list[dict[str, Any]]:
         found += answer.json()
         path = answer.links.get("next", {}).get("url", "")
     return found
-
-
-def _wait_until(holds: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        if time.monotonic() > give_up_at:
-            raise RuntimeError("That never came.")
-        time.sleep(0.1)
 
 
 def _is_healthy(service: RunningService) -> bool:
