@@ -14,6 +14,8 @@ from typing import Any
 import requests
 
 ROOT = Path(__file__).parent.parent
+# Nothing that goes right takes so long, even where a process is not let run for seconds.
+PATIENCE = 60.0
 PREFIX = "EMBEDDED_DIRECTORY_"
 READY = "Embedded Hospital Directory on "
 TEST_SETTINGS = {
@@ -99,10 +101,10 @@ class Directory:
         return self.end(signal.SIGTERM)
 
     def end(self, number: signal.Signals) -> int:
-        """End the process with this signal, or SIGKILL when it is still there after 5 s; return its exit status."""
+        """End the process with this signal, or SIGKILL when it stays for a minute more; return its exit status."""
         self._process.send_signal(number)
         try:
-            self._process.wait(5)
+            self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
         return self._ended()
@@ -119,13 +121,13 @@ class Directory:
         return status
 
     def _control(self, method: str, name: str, **request: Any) -> requests.Response:
-        response = requests.request(method, f"{self.url}/_embedded/{name}", timeout=10, **request)
+        response = requests.request(method, f"{self.url}/_embedded/{name}", timeout=PATIENCE, **request)
         if not response.ok:
             raise ValueError(f"{method} {name}: {response.status_code} {response.text}")
         return response
 
     def _wait_for_url(self) -> str:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self._process.poll() is None:
             for line in self.output.splitlines(keepends=True):
                 if line.startswith(READY) and line.endswith("\n"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import requests
 
-from tests.running import RunningService
+from tests.running import PATIENCE, RunningService
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Follower:
 
     def __init__(self, service: RunningService, batch_id: str) -> None:
         self._opened = time.monotonic()
-        self.answer = requests.get(f"{service.url}/batches/{batch_id}/events", stream=True, timeout=20)
+        self.answer = requests.get(f"{service.url}/batches/{batch_id}/events", stream=True, timeout=PATIENCE)
         self._lines = self.answer.iter_lines(chunk_size=1, decode_unicode=True)
 
     def __enter__(self) -> Follower:

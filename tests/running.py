@@ -17,6 +17,20 @@ import requests
 
 ROOT = Path(__file__).parent.parent
 READY = "Listening at: "
+# Nothing that goes right takes so long, even where a process is not let run for seconds.
+PATIENCE = 60.0
+
+
+def environ_of(directory_url: str, settings: dict[str, Any]) -> dict[str, str]:
+    """The environment of a process with these settings over that directory, and with no others of this process."""
+    values = {
+        "hospital_api_base_url": directory_url,
+        "directory_create_limit": "",
+        "directory_delay_seconds": 0.3,
+        "directory_retry_seconds": 0.1,
+    } | settings
+    environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return environ | {name.upper(): str(value) for name, value in values.items()}
 
 
 class RunningService:
@@ -26,22 +40,17 @@ class RunningService:
     environment that could be one is left out. Leaving the ``with`` block ends it.
     """
 
+    # Where its code is.
+    folder = ROOT
+
     def __init__(self, directory_url: str, **settings: Any) -> None:
-        values = {
-            "hospital_api_base_url": directory_url,
-            "directory_create_limit": "",
-            "directory_delay_seconds": 0.3,
-            "directory_retry_seconds": 0.1,
-        } | settings
-        environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        environ |= {name.upper(): str(value) for name, value in values.items()}
         self._folder = tempfile.TemporaryDirectory()
         self._log = Path(self._folder.name) / "output"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", "app:app", "--bind", "127.0.0.1:0"],
-                cwd=ROOT,
-                env=environ,
+                cwd=self.folder,
+                env=environ_of(directory_url, settings),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -70,14 +79,14 @@ class RunningService:
 
     def get(self, path: str, **headers: str) -> requests.Response:
         """GET a path of the service."""
-        return requests.get(self.url + path, headers=headers, timeout=10)
+        return requests.get(self.url + path, headers=headers, timeout=PATIENCE)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it with this signal, or kill it when it is still there after 30 s; return its exit status."""
+        """End it with this signal, or kill it when it stays for a minute more; return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            status = self.process.wait(30)
+            status = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait()
@@ -85,7 +94,7 @@ class RunningService:
         return status
 
     def _wait_for_url(self) -> str:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.process.poll() is None:
             if READY in self.output:
                 url = self.output.split(READY, 1)[1].split()[0]
@@ -98,6 +107,7 @@ class RunningService:
 
     def _is_healthy(self, url: str) -> bool:
         try:
-            return requests.get(f"{url}/health", timeout=5).ok
+            # With TRUSTED_HOSTS this host may be refused.
+            return requests.get(f"{url}/health", timeout=PATIENCE).status_code < 500
         except requests.RequestException:
             return False

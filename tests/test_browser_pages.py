@@ -28,7 +28,7 @@ def service(shared_directory: Directory) -> Iterator[RunningService]:
             if number == 3:
                 shared_directory.faults([{"kind": "error", "status": 422, "call": "create", "times": 2}])
             files = {"file": (f"{number}.csv", csv_of(1, f"Listed {number}"))}
-            assert requests.post(running.url + "/hospitals/bulk", files=files, timeout=20).ok
+            assert requests.post(running.url + "/hospitals/bulk", files=files, timeout=60).ok
         shared_directory.reset()
         yield running
 
@@ -104,7 +104,7 @@ def test_the_list_of_a_new_service_says_that_there_are_none(directory: Directory
 @pytest.mark.parametrize(
     ("path", "status", "heading", "words"),
     [
-        ("/batches?status=lost", 400, "That could not be understood", "`status` must be one of"),
+        ("/batches?status=lost", 400, "That could not be understood", "status must be one of"),
         ("/batches?after=nothing", 400, "That could not be understood", "begin without it"),
         ("/nowhere", 404, "There is no such page", "There is nothing at /nowhere."),
         (UNKNOWN, 404, "There is no such page", "There is no batch"),

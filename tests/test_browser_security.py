@@ -18,7 +18,7 @@ from playwright.sync_api import Page, expect
 from tests.browser import Visits, batch_id, button, choose, csv_file, expect_status, table, upload
 from tests.directory import Directory
 from tests.hospitals import assert_exactly_once, csv_of
-from tests.running import RunningService
+from tests.running import PATIENCE, RunningService
 from tests.second_origin import SecondOrigin
 
 BROWSER = {"Accept": "text/html"}
@@ -90,7 +90,7 @@ def test_no_hospital_harms_the_pages_of_its_batch(service: RunningService, direc
 def test_no_hospital_harms_the_page_of_a_batch_that_runs(
     service: RunningService, directory: Directory, visit: Visits
 ) -> None:
-    directory.settings(create_seconds=1)
+    directory.settings(create_seconds=4)
     page = visit(service.url)
     upload(page, harmful("Running"), FILENAME)
     expect_status(page, "In progress")
@@ -142,7 +142,7 @@ def every_answer(service: RunningService) -> dict[str, requests.Response]:
     found["bad"] = service.upload(b"name,address\nA,\n", BROWSER)
     found["large"] = service.upload(b"x" * 1_200_000, BROWSER)
     found["cross-site"] = service.upload(csv_of(1), BROWSER | {"Sec-Fetch-Site": "cross-site"})
-    found["conflict"] = requests.post(f"{service.url}{path}/resume", headers=BROWSER, timeout=10)
+    found["conflict"] = requests.post(f"{service.url}{path}/resume", headers=BROWSER, timeout=60)
     return found
 
 
@@ -274,7 +274,7 @@ def test_no_page_is_shown_in_a_frame_of_another_site(
     with SecondOrigin(page_there) as other:
         visit.allow(service.url)
         page = visit(other.url(host))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while len(refused := [fault for fault in visit.faults if "frame-ancestors" in fault]) < len(paths):
             assert time.monotonic() < deadline, refused
             page.wait_for_timeout(50)

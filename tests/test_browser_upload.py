@@ -300,7 +300,10 @@ def test_a_slow_check_of_the_file_before_is_not_shown(service: RunningService, v
     field = page.get_by_label("CSV file with the hospitals")
     for count in (1, 2):
         field.set_input_files({"name": "a.csv", "mimeType": "text/csv", "buffer": csv_of(count)})
-        page.wait_for_timeout(50)
+        for _ in range(600):
+            if len(held) == count:
+                break
+            page.wait_for_timeout(50)
     assert len(held) == 2
     held[1].continue_()
     expect(page.get_by_role("heading", name="2 hospitals will be created")).to_be_visible()
@@ -396,8 +399,12 @@ def test_the_harness_sees_what_goes_wrong(service: RunningService, visit: Visits
             setTimeout(() => alert("shown"), 50);
         }"""
     )
-    page.wait_for_timeout(300)
+    expected = ("Content Security Policy", "elsewhere.invalid", "thrown", "Dialog: shown")
+    for _ in range(600):
+        if all(words in json.dumps(visit.faults) for words in expected):
+            break
+        page.wait_for_timeout(50)
     seen = json.dumps(visit.faults)
     visit.faults.clear()
-    for words in ("Content Security Policy", "elsewhere.invalid", "thrown", "Dialog: shown"):
+    for words in expected:
         assert words in seen

@@ -21,7 +21,7 @@ from embedded_directory.faults import FAULT_LIST, Faults
 from embedded_directory.journal import kind_of
 from embedded_directory.limits import FixedWindows, Limit
 from embedded_directory.settings import SettingsError, read_settings
-from tests.directory import Directory
+from tests.directory import PATIENCE, Directory
 
 BATCH = "6f1d6a53-5b0e-4a52-9d35-7f0f2f7c1f0e"
 OTHER_BATCH = "0a6f0d0e-8d4b-4a0c-8a43-3c0d0c3f9b11"
@@ -29,11 +29,15 @@ NOBODY = {"detail": "No hospitals found with the specified batch ID"}
 NOT_FOUND = {"detail": "Hospital not found"}
 ALREADY_ACTIVE = {"detail": "Cannot activate batch: one or more hospitals in the batch are already active"}
 FULL = {"detail": "Batch cannot exceed 20 hospitals"}
+# What is over at once would otherwise last so long.
+LONG = 3600
+# A test sees what lasts so long, also when it is not let run for a while.
+A_WHILE = 2.0
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Directory]:
-    with Directory(create_seconds=0) as directory:
+    with Directory(create_seconds=0, keep_alive_seconds=LONG) as directory:
         yield directory
 
 
@@ -50,7 +54,9 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def call(directory: Directory, method: str, path: str, body: Any = None, timeout: float = 5) -> requests.Response:
+def call(
+    directory: Directory, method: str, path: str, body: Any = None, timeout: float = PATIENCE
+) -> requests.Response:
     return requests.request(method, directory.url + path, json=body, timeout=timeout, allow_redirects=False)
 
 
@@ -58,7 +64,7 @@ def hospital(batch_id: str | None = BATCH, **changes: Any) -> dict[str, Any]:
     return {"name": "Mercy", "address": "1 Elm St", "phone": None, "creation_batch_id": batch_id} | changes
 
 
-def create(directory: Directory, batch_id: str | None = BATCH, timeout: float = 5) -> requests.Response:
+def create(directory: Directory, batch_id: str | None = BATCH, timeout: float = PATIENCE) -> requests.Response:
     return call(directory, "POST", "/hospitals/", hospital(batch_id), timeout)
 
 
@@ -75,7 +81,7 @@ def elapsed(action: Callable[[], object]) -> float:
 
 def connect(directory: Directory) -> socket.socket:
     address = urlsplit(directory.url)
-    return socket.create_connection((address.hostname, address.port), timeout=5)
+    return socket.create_connection((address.hostname, address.port), timeout=PATIENCE)
 
 
 def request_bytes(batch_id: str | None = BATCH) -> bytes:
@@ -84,8 +90,8 @@ def request_bytes(batch_id: str | None = BATCH) -> bytes:
     return head.encode() + b"\r\n\r\n" + body
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it did not come true"
         time.sleep(0.01)
@@ -130,7 +136,7 @@ class TestAnswers:
         ],
     )
     def test_an_invalid_create_is_422_at_once(self, directory: Directory, body: Any, where: list[str]) -> None:
-        directory.settings(create_seconds=60)
+        directory.settings(create_seconds=LONG)
         response = call(directory, "POST", "/hospitals/", body)
         (problem,) = response.json()["detail"]
         assert response.status_code == 422
@@ -226,12 +232,12 @@ class TestAnswers:
 class TestTheBatchCap:
     def test_the_21st_is_refused_at_once(self, directory: Directory) -> None:
         fill(directory, 20)
-        directory.settings(create_seconds=60)
+        directory.settings(create_seconds=LONG)
         response = create(directory)
         assert (response.status_code, response.json()) == (400, FULL)
 
     def test_creates_that_come_together_all_pass_it(self, directory: Directory, pool: ThreadPoolExecutor) -> None:
-        directory.settings(create_seconds=0.4)
+        directory.settings(create_seconds=A_WHILE)
         answers = list(pool.map(lambda _: create(directory).status_code, range(25)))
         assert answers == [200] * 25
         assert len(directory.hospitals(BATCH)) == 25
@@ -252,12 +258,13 @@ class TestTheBatchCap:
 
 class TestTime:
     def test_a_create_takes_its_time_and_a_read_its_own(self, directory: Directory) -> None:
-        directory.settings(create_seconds=0.3, read_seconds=0.1)
-        assert 0.3 <= elapsed(lambda: create(directory)) < 1
-        assert 0.1 <= elapsed(lambda: call(directory, "GET", "/")) < 0.3
+        directory.settings(create_seconds=0.3, read_seconds=LONG)
+        assert elapsed(lambda: create(directory)) >= 0.3
+        directory.settings(create_seconds=LONG, read_seconds=0.1)
+        assert elapsed(lambda: call(directory, "GET", "/")) >= 0.1
 
     def test_many_creates_in_flight_take_as_long_as_one(self, directory: Directory) -> None:
-        directory.settings(create_seconds=0.5, threads=0, batch_size=0)
+        directory.settings(create_seconds=A_WHILE, threads=0, batch_size=0)
         connections = [connect(directory) for _ in range(300)]
         started = time.monotonic()
         for connection in connections:
@@ -267,17 +274,21 @@ class TestTime:
         for connection in connections:
             connection.close()
         assert answers == [b"HTTP/1.1 200"] * 300
-        assert took < 1.5
+        # On as many threads as the deployed directory has, they would take eight times as long as one.
+        assert took < 5 * A_WHILE
 
     def test_creates_and_reads_share_a_bounded_pool(self, directory: Directory, pool: ThreadPoolExecutor) -> None:
         directory.settings(create_seconds=0.4, threads=2)
         creates = [pool.submit(create, directory) for _ in range(4)]
         eventually(lambda: len(directory.calls("create")) == 4)
-        assert elapsed(lambda: call(directory, "GET", "/hospitals/")) > 0.4
+        call(directory, "GET", "/hospitals/")
         assert [future.result().status_code for future in creates] == [200] * 4
+        ended = sorted(create["ended"] for create in directory.calls("create"))
+        assert ended[2] - ended[0] > 0.3
+        assert directory.calls("list_all")[0]["ended"] >= ended[2]
 
     def test_a_create_commits_although_its_caller_has_gone(self, directory: Directory) -> None:
-        directory.settings(create_seconds=0.3)
+        directory.settings(create_seconds=A_WHILE)
         with pytest.raises(requests.ReadTimeout):
             create(directory, timeout=0.1)
         assert directory.hospitals() == []
@@ -288,9 +299,10 @@ class TestTime:
     def test_a_connection_idle_for_too_long_is_closed(self, directory: Directory) -> None:
         directory.settings(keep_alive_seconds=0.3)
         with connect(directory) as connection:
+            started = time.monotonic()
             connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
-            assert 0.2 < elapsed(lambda: _read_all(connection)) < 1
+            assert _read_all(connection).startswith(b"HTTP/1.1 200")
+            assert time.monotonic() - started >= 0.3
 
     def test_the_oldest_hospital_is_dropped_first(self, directory: Directory) -> None:
         directory.settings(max_hospitals=3)
@@ -340,15 +352,15 @@ class TestLimits:
         assert str(Limit.parse(limit)) == words
 
     def test_a_create_over_the_limit_is_429_until_the_window_ends(self, directory: Directory) -> None:
-        directory.settings(create_limit="3/0.5")
+        directory.settings(create_limit="3/2")
         fill(directory, 3)
         response = create(directory)
         assert (response.status_code, response.json()) == (
             429,
-            {"error": "Rate limit exceeded: 3 per 0.5 second"},
+            {"error": "Rate limit exceeded: 3 per 2 second"},
         )
         assert "retry-after" not in response.headers
-        time.sleep(0.5)
+        time.sleep(2)
         assert create(directory).status_code == 200
         assert len(directory.hospitals()) == 4
 
@@ -470,8 +482,9 @@ class TestFaults:
         self, directory: Directory, fault: dict[str, Any], outcome: type[Exception] | int, when: str
     ) -> None:
         directory.faults([fault | {"call": "create", "when": when}])
-        assert _outcome(lambda: create(directory, timeout=0.4)) == outcome
+        assert _outcome(lambda: create(directory, timeout=0.4 if outcome is SLOW else PATIENCE)) == outcome
         eventually(lambda: _is_reachable(directory))
+        eventually(lambda: len(directory.calls("create")) == 1)
         assert len(directory.hospitals()) == (1 if when == "after" else 0)
         assert directory.calls("create")[0]["fault"] == fault["kind"]
         assert create(directory).status_code == 200
@@ -524,17 +537,17 @@ class TestFaults:
         assert [answers[0].json()] == directory.hospitals()
 
     def test_a_dripping_body_never_times_out_a_read(self, directory: Directory) -> None:
-        directory.faults([{"kind": "drip", "when": "after", "seconds": 0.005}])
-        assert elapsed(lambda: create(directory, timeout=0.3)) > 0.7
+        directory.faults([{"kind": "drip", "when": "after", "seconds": 0.03}])
+        assert elapsed(lambda: create(directory, timeout=2.5)) > 3
 
     @pytest.mark.parametrize(("status", "outcome"), [(500, 500), (502, 502), (None, GONE)])
     def test_a_late_create_commits_after_its_answer(
         self, directory: Directory, status: int | None, outcome: type[Exception] | int
     ) -> None:
-        directory.faults([{"kind": "late", "status": status, "seconds": 0.3}])
+        directory.faults([{"kind": "late", "status": status, "seconds": 1.5}])
         assert _outcome(lambda: create(directory)) == outcome
         assert directory.hospitals() == []
-        assert elapsed(lambda: eventually(lambda: bool(directory.hospitals()))) > 0.1
+        eventually(lambda: bool(directory.hospitals()))
 
     @pytest.mark.parametrize("retry_after", [None, "3"])
     def test_a_429_may_come_although_the_window_is_open(self, directory: Directory, retry_after: str | None) -> None:
@@ -546,19 +559,20 @@ class TestFaults:
         assert [create(directory).status_code for _ in range(2)] == [429, 200]
 
     def test_while_it_sleeps_every_call_waits(self, directory: Directory, pool: ThreadPoolExecutor) -> None:
-        directory.faults([{"kind": "sleep", "seconds": 0.4}])
+        directory.faults([{"kind": "sleep", "seconds": A_WHILE}])
         started = time.monotonic()
         waking = pool.submit(call, directory, "GET", "/")
         eventually(lambda: len(directory.calls()) == 1)
         assert create(directory).status_code == 200
         assert waking.result().status_code == 200
-        assert time.monotonic() - started >= 0.4
-        assert elapsed(lambda: create(directory)) < 0.2
+        assert time.monotonic() - started >= A_WHILE
+        assert create(directory).status_code == 200
+        assert [made["fault"] for made in directory.calls("create")] == ["sleep", None]
 
     def test_or_it_is_answered_for_until_it_is_awake(self, directory: Directory) -> None:
-        directory.faults([{"kind": "sleep", "seconds": 0.3, "status": 503}])
+        directory.faults([{"kind": "sleep", "seconds": A_WHILE, "status": 503}])
         assert [create(directory).status_code for _ in range(3)] == [503] * 3
-        time.sleep(0.3)
+        time.sleep(A_WHILE)
         assert create(directory).status_code == 200
         assert len(directory.hospitals()) == 1
 
@@ -579,30 +593,32 @@ class TestFaults:
 
     def test_refusing_closes_what_is_open_and_lets_nobody_in(self, directory: Directory) -> None:
         with connect(directory) as idle:
-            directory.faults([{"kind": "refuse", "call": "root", "seconds": 0.4}])
+            directory.faults([{"kind": "refuse", "call": "root", "seconds": A_WHILE}])
             assert _outcome(lambda: call(directory, "GET", "/")) is GONE
             assert _read_all(idle) == b""
             with pytest.raises(ConnectionRefusedError):
                 connect(directory)
-        assert elapsed(lambda: eventually(lambda: _is_reachable(directory))) > 0.2
+        eventually(lambda: _is_reachable(directory))
         assert create(directory).status_code == 200
 
     @pytest.mark.parametrize("when", ["before", "after"])
     def test_a_restart_forgets_everything(self, directory: Directory, pool: ThreadPoolExecutor, when: str) -> None:
         directory.settings(create_limit="2/60")
         fill(directory, 1)
-        directory.settings(create_seconds=0.4)
+        directory.settings(create_seconds=A_WHILE)
         in_flight = pool.submit(create, directory)
         eventually(lambda: len(directory.calls("create")) == 2)
         directory.faults([{"kind": "restart", "when": when, "call": "root"}])
         assert _outcome(lambda: call(directory, "GET", "/")) is GONE
         assert isinstance(in_flight.exception(), GONE)
         assert directory.hospitals() == []
+        directory.settings(create_seconds=0)
         assert create(directory).json()["id"] == 1
+        eventually(lambda: directory.calls("create")[1]["ended"] is not None)
         assert len(directory.hospitals()) == 1
 
     def test_a_restart_may_take_its_time(self, directory: Directory) -> None:
-        directory.faults([{"kind": "restart", "seconds": 0.2}])
+        directory.faults([{"kind": "restart", "seconds": A_WHILE}])
         assert _outcome(lambda: create(directory)) is GONE
         assert not _is_reachable(directory)
         eventually(lambda: _is_reachable(directory))
@@ -627,7 +643,7 @@ class TestControl:
         assert directory.calls() == []
 
     def test_a_call_in_flight_is_in_the_journal(self, directory: Directory, pool: ThreadPoolExecutor) -> None:
-        directory.settings(create_seconds=0.3)
+        directory.settings(create_seconds=A_WHILE)
         future = pool.submit(create, directory)
         eventually(lambda: len(directory.calls()) == 1)
         assert (directory.calls()[0]["status"], directory.calls()[0]["ended"]) == (None, None)
@@ -638,7 +654,7 @@ class TestControl:
         directory.faults([{"kind": "error", "times": None}])
         for _ in range(3):
             assert directory.hospitals() == []
-        requests.delete(directory.url + "/_embedded/faults", timeout=5).raise_for_status()
+        requests.delete(directory.url + "/_embedded/faults", timeout=PATIENCE).raise_for_status()
         assert create(directory).status_code == 200
 
     def test_a_reset_goes_back_to_the_start(self, directory: Directory) -> None:
@@ -712,16 +728,15 @@ class TestTheProcess:
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_ends_it_at_once(self, pool: ThreadPoolExecutor, number: signal.Signals) -> None:
-        faults = [{"kind": "hang", "call": "root"}, {"kind": "late", "call": "list", "seconds": 60}]
-        directory = Directory(create_seconds=60, faults=faults)
+        faults = [{"kind": "hang", "call": "root"}, {"kind": "late", "call": "list", "seconds": LONG}]
+        directory = Directory(create_seconds=LONG, faults=faults)
         futures: list[Future[requests.Response]] = [pool.submit(create, directory) for _ in range(20)]
         futures.append(pool.submit(call, directory, "GET", "/"))
         call(directory, "GET", f"/hospitals/batch/{BATCH}")
         with connect(directory):
             eventually(lambda: len(directory.calls()) == 22)
-            started = time.monotonic()
+            # Not by SIGKILL, which it gets after a while.
             assert directory.end(number) == 0
-            assert time.monotonic() - started < 1
         assert {type(future.exception()) for future in futures} == {GONE}
         assert directory.output == f"Embedded Hospital Directory on {directory.url}\n"
 
@@ -753,7 +768,7 @@ def _read_all(connection: socket.socket) -> bytes:
 def _root_from(directory: Directory, address: str) -> int:
     """Call the root from this address and return the status."""
     url = urlsplit(directory.url)
-    connection = http.client.HTTPConnection(url.netloc, timeout=5, source_address=(address, 0))
+    connection = http.client.HTTPConnection(url.netloc, timeout=PATIENCE, source_address=(address, 0))
     try:
         connection.request("GET", "/")
         return connection.getresponse().status

@@ -28,6 +28,9 @@ SIDE_BY_SIDE = 10
 # What the service waits out after an unknown outcome; a call that takes effect later does so within it.
 DELAY = 0.4
 LATE = 0.3
+# A call that never ends is given up after this. What a directory that stands still for a while does late, once it goes
+# on, is to be done by the time that the service looks.
+IMPATIENT = {"directory_timeout_seconds": 1.2, "directory_delay_seconds": 1.2}
 
 POINTS = ("root", "create", "list", "activate", "delete_one", "delete_batch")
 # What brings a run to a call that it makes only when something went wrong before. A create that is done and yet
@@ -48,7 +51,7 @@ LOST_ANSWERS: dict[str, Rule] = {
     "answers 502": {"kind": "error", "status": 502},
     "answers 503": {"kind": "error", "status": 503, "retry_after": 1},
     "answers 408": {"kind": "error", "status": 408},
-    "hangs": {"kind": "hang", "seconds": 1},
+    "hangs": {"kind": "hang", "seconds": 1.5},
     "drips its head": {"kind": "drip", "part": "head", "seconds": 0.03},
     "drips its body": {"kind": "drip", "seconds": 0.03},
     "answers with a page": {"kind": "garbage"},
@@ -56,6 +59,10 @@ LOST_ANSWERS: dict[str, Rule] = {
     "refuses connections": {"kind": "refuse", "seconds": 0.3},
 }
 LASTING = ("closes", "answers 500", "hangs", "drips its body", "answers with a page")
+
+
+# All are begun at once, and a test may have to wait for many of them.
+pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass(frozen=True)
@@ -250,7 +257,9 @@ def outcomes(request: pytest.FixtureRequest, directories: Directories) -> dict[s
     """What the cases chosen for this run of pytest come to, all begun at once."""
 
     def carry_out(chosen: Case) -> Outcome:
-        with directories.one() as directory, Uploads(directory, directory_delay_seconds=DELAY) as uploads:
+        never_ends = any(rule["kind"] in ("hang", "drip") for rule in chosen.rules)
+        settings: dict[str, Any] = IMPATIENT if never_ends else {"directory_delay_seconds": DELAY}
+        with directories.one() as directory, Uploads(directory, **settings) as uploads:
             directory.faults(list(chosen.rules))
             batch = uploads.upload(ROWS)
             if any(rule["kind"] == "late" for rule in chosen.rules):
@@ -312,7 +321,7 @@ def _mixed_rule(draw: random.Random) -> Rule:
 
 def survive(directory: Directory, rules: list[Rule], batches: int) -> None:
     """Upload several batches at once over these faults, then resume without them what did not complete."""
-    with Uploads(directory, directory_delay_seconds=DELAY) as uploads:
+    with Uploads(directory, **IMPATIENT) as uploads:
         directory.faults(rules)
         ids = [uploads.start(ROWS + 2 * number, f"Clinic {number}") for number in range(batches)]
         ended = [uploads.ended(batch_id) for batch_id in ids]

@@ -103,7 +103,7 @@ class TestOneBatch:
     def test_a_batch_that_still_runs_is_waited_for_as_any_other(
         self, service: LocalService, directory: Directory
     ) -> None:
-        directory.settings(create_seconds=0.4)
+        directory.settings(create_seconds=2)
         first = answered(service.upload(CSV, KEY | AT_ONCE), 202)
         again = service.upload(CSV, KEY | AT_ONCE)
         assert answered(again, 202)["batch_id"] == first["batch_id"]
@@ -252,11 +252,12 @@ class TestKeys:
         assert_exactly_once(directory, answered(service.upload(CSV, KEY)))
 
     def test_an_upload_that_finds_no_room_uses_up_no_key(self, directory: Directory) -> None:
-        directory.settings(create_seconds=0.3)
+        directory.settings(create_seconds=2)
         with LocalService(directory, max_running_batches=1) as service:
             other = service.started(csv_of(1, "Other"))
             problem(service.upload(CSV, KEY), 503, "Too many batches")
             service.ended(other)
+            directory.settings(create_seconds=0.05)
             batch = answered(service.upload(csv_of(ROWS, "Another"), KEY))
         assert_exactly_once(directory, batch)
 

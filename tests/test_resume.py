@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from tests.hospitals import assert_exactly_once, csv_of
 from tests.local_service import (
     AT_ONCE,
     BROWSER,
+    PATIENCE,
     Json,
     LocalService,
     SideBySide,
@@ -230,19 +232,19 @@ class TestSomebodyElse:
     def test_a_hospital_that_was_deleted_is_created_again(self, service: LocalService, directory: Directory) -> None:
         batch = left(service, directory, REFUSE_ACTIVATION)
         for row in batch["hospitals"][:2]:
-            assert requests.delete(f"{directory.url}/hospitals/{row['hospital_id']}", timeout=10).status_code == 204
+            assert requests.delete(f"{directory.url}/hospitals/{row['hospital_id']}", timeout=60).status_code == 204
         assert_exactly_once(directory, resumed(service, directory, batch))
         assert creates(directory) == 2
 
     def test_a_batch_that_was_deleted_is_created_again(self, service: LocalService, directory: Directory) -> None:
         batch = left(service, directory, REFUSE_ACTIVATION)
-        requests.delete(f"{directory.url}/hospitals/batch/{batch['batch_id']}", timeout=10)
+        requests.delete(f"{directory.url}/hospitals/batch/{batch['batch_id']}", timeout=60)
         assert_exactly_once(directory, resumed(service, directory, batch))
         assert creates(directory) == ROWS
 
     def test_a_batch_that_was_activated_is_found_complete(self, service: LocalService, directory: Directory) -> None:
         batch = left(service, directory, REFUSE_ACTIVATION)
-        requests.patch(f"{directory.url}/hospitals/batch/{batch['batch_id']}/activate", timeout=10)
+        requests.patch(f"{directory.url}/hospitals/batch/{batch['batch_id']}/activate", timeout=60)
         directory.forget_calls()
         assert_exactly_once(directory, resumed(service, directory, batch))
         assert {call["kind"] for call in directory.calls()} == {"list"}
@@ -251,7 +253,7 @@ class TestSomebodyElse:
         self, service: LocalService, directory: Directory
     ) -> None:
         batch = left(service, directory, REJECT_TWO)
-        requests.patch(f"{directory.url}/hospitals/batch/{batch['batch_id']}/activate", timeout=10)
+        requests.patch(f"{directory.url}/hospitals/batch/{batch['batch_id']}/activate", timeout=60)
         assert_exactly_once(directory, resumed(service, directory, batch))
         assert creates(directory) == ROWS
 
@@ -264,7 +266,7 @@ class TestSomebodyElse:
         batch = left(service, directory, REFUSE_ACTIVATION)
         hospital = next(it for it in directory.hospitals(batch["batch_id"]) if it["name"] == "Hospital 0")
         changed = {key: hospital[key] for key in ("name", "address", "phone")} | change
-        requests.put(f"{directory.url}/hospitals/{hospital['id']}", json=changed, timeout=10)
+        requests.put(f"{directory.url}/hospitals/{hospital['id']}", json=changed, timeout=60)
         for _ in range(2):
             batch = resumed(service, directory, batch)
             assert batch["status"] == "failed"
@@ -281,7 +283,7 @@ class TestSomebodyElse:
         [hospital, *_] = directory.hospitals(batch["batch_id"])
         before = {key: hospital[key] for key in ("name", "address", "phone")}
         for fields in (before | {"name": "Changed"}, before):
-            requests.put(f"{directory.url}/hospitals/{hospital['id']}", json=fields, timeout=10)
+            requests.put(f"{directory.url}/hospitals/{hospital['id']}", json=fields, timeout=60)
             batch = resumed(service, directory, batch)
         assert_exactly_once(directory, batch)
         assert creates(directory) == 0
@@ -294,7 +296,7 @@ class TestSomebodyElse:
         batch = resumed(service, directory, batch)
         assert batch["status"] == "failed"
         assert f"hospital {foreign} (Foreign)" in batch["error_message"]
-        requests.delete(f"{directory.url}/hospitals/{foreign}", timeout=10)
+        requests.delete(f"{directory.url}/hospitals/{foreign}", timeout=60)
         assert_exactly_once(directory, resumed(service, directory, batch))
 
     def test_a_full_batch_with_a_double_in_it_has_room_again(self, service: LocalService, directory: Directory) -> None:
@@ -312,9 +314,8 @@ class TestDirectoryAway:
         self, service: LocalService, directory: Directory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         lose_patience(monkeypatch, 0.3)
-        batch = left(
-            service, directory, [{"kind": "refuse", "call": "create", "skip": 2, "seconds": 1.5}], "interrupted"
-        )
+        batch = left(service, directory, [{"kind": "refuse", "call": "create", "skip": 2, "seconds": 3}], "interrupted")
+        monkeypatch.undo()
         assert "could not be reached" in batch["error_message"]
         assert_exactly_once(directory, resumed(service, directory, batch))
 
@@ -322,7 +323,8 @@ class TestDirectoryAway:
         self, service: LocalService, directory: Directory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         lose_patience(monkeypatch, 0.3)
-        batch = left(service, directory, [{"kind": "sleep", "seconds": 60, "status": 503}], "interrupted")
+        batch = left(service, directory, [{"kind": "sleep", "seconds": 3600, "status": 503}], "interrupted")
+        monkeypatch.undo()
         assert names(batch, "failed") == [f"Hospital {number}" for number in range(ROWS)]
         assert_exactly_once(directory, resumed(service, directory, batch))
         assert creates(directory) == ROWS
@@ -337,6 +339,7 @@ class TestDirectoryAway:
             batch = resumed(service, directory, batch)
             assert batch["status"] == "interrupted"
         directory.faults([])
+        monkeypatch.undo()
         assert_exactly_once(directory, resumed(service, directory, batch))
         assert creates(directory) == 2
 
@@ -345,9 +348,10 @@ class TestDirectoryAway:
     ) -> None:
         lose_patience(monkeypatch, 0.3)
         lost = {"kind": "drop", "call": "create", "when": "after"}
-        away = {"kind": "refuse", "call": "create", "seconds": 2}
+        away = {"kind": "refuse", "call": "create", "seconds": 3}
         with LocalService(directory, max_concurrent_creates=1) as service:
             batch = left(service, directory, [lost, away], "interrupted")
+            monkeypatch.undo()
             assert [hospital["name"] for hospital in directory.hospitals(batch["batch_id"])] == ["Hospital 0"]
             assert names(batch, "failed") == ["Hospital 2", "Hospital 3", "Hospital 4"]
             mended = table_of(service.results(batch["batch_id"], "?status=failed"))
@@ -367,7 +371,7 @@ class TestAtOnce:
         assert len(directory.calls("activate")) == 1
 
     def test_a_resume_while_it_runs_is_refused(self, service: LocalService, directory: Directory) -> None:
-        directory.settings(create_seconds=0.4)
+        directory.settings(create_seconds=2)
         batch_id = service.started(CSV)
         problem(service.resume(batch_id), 409, "being worked on")
         assert_exactly_once(directory, service.ended(batch_id))
@@ -375,7 +379,7 @@ class TestAtOnce:
 
     def test_a_resume_while_it_is_rolled_back_is_refused(self, service: LocalService, directory: Directory) -> None:
         batch = left(service, directory, REJECT_TWO)
-        directory.settings(read_seconds=0.4)
+        directory.settings(read_seconds=1.5)
         assert answered(service.roll_back(batch["batch_id"], AT_ONCE), 202)["status"] == "processing"
         problem(service.resume(batch["batch_id"]), 409, "being worked on")
         assert service.ended(batch["batch_id"])["status"] == "rolled_back"
@@ -406,7 +410,7 @@ class TestAtOnce:
     def test_too_many_batches_leave_it_as_it_was(self, directory: Directory) -> None:
         with LocalService(directory, max_running_batches=1) as service:
             batch = left(service, directory, REJECT_TWO)
-            directory.settings(create_seconds=0.5)
+            directory.settings(create_seconds=2)
             other = service.started(csv_of(1, "Other"))
             answer = service.resume(batch["batch_id"])
             problem(answer, 503, "Too many batches")
@@ -622,7 +626,7 @@ class TestTheAnswer:
 
     def test_while_it_runs_again_it_has_not_ended(self, service: LocalService, directory: Directory) -> None:
         batch = left(service, directory, REJECT_TWO)
-        directory.settings(create_seconds=0.5)
+        directory.settings(create_seconds=2)
         running = answered(service.resume(batch["batch_id"], headers=AT_ONCE), 202)
         assert (running["status"], running["completed_at"], running["error_message"]) == ("processing", None, None)
         assert running["created_at"] == batch["created_at"]
@@ -651,7 +655,7 @@ class TestTheAnswer:
         self, service: LocalService, directory: Directory, prefer: str | None, status: int, applied: str | None
     ) -> None:
         batch = left(service, directory, REJECT_TWO)
-        directory.settings(create_seconds=0.15)
+        directory.settings(create_seconds=0.15 if status == 200 else 2)
         answer = service.resume(batch["batch_id"], headers={"Prefer": prefer} if prefer else None)
         assert answered(answer, status)["status"] == ("completed" if status == 200 else "processing")
         assert answer.headers.get("Preference-Applied") == applied
@@ -661,7 +665,7 @@ class TestTheAnswer:
 
     def test_a_browser_is_sent_to_the_page_at_once(self, service: LocalService, directory: Directory) -> None:
         batch = left(service, directory, REJECT_TWO)
-        directory.settings(create_seconds=0.5)
+        directory.settings(create_seconds=2)
         answer = service.resume(batch["batch_id"], headers=BROWSER)
         assert answer.status_code == 303
         assert answer.headers["Location"] == f"/batches/{batch['batch_id']}"
@@ -728,6 +732,26 @@ class TestTheStoreFails:
             assert_exactly_once(directory, answered(service.resume(batch_id)))
         else:
             assert answered(service.roll_back(batch_id))["status"] == "rolled_back"
+
+    def test_a_roll_back_does_not_wait_for_an_end_that_cannot_be_stored(
+        self, service: LocalService, directory: Directory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("runner.ENDING_SECONDS", 0.1)
+        monkeypatch.setattr("rounds.FIRST_STORE_WAIT", 0.01)
+        ending = threading.Event()
+
+        def is_end(_: list[Any], fields: Json) -> bool:
+            if "status" in fields:
+                ending.set()
+            return "status" in fields
+
+        with monkeypatch.context() as patch:
+            fail_saves(service, patch, is_end, times=1000)
+            batch_id = service.started(CSV)
+            assert ending.wait(PATIENCE)
+            problem(service.roll_back(batch_id), 503, "cannot be stored")
+        assert_exactly_once(directory, service.ended(batch_id))
+        assert answered(service.roll_back(batch_id))["status"] == "rolled_back"
 
     def test_an_upload_that_could_not_begin_is_not_left_behind(
         self, service: LocalService, directory: Directory, monkeypatch: pytest.MonkeyPatch

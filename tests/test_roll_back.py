@@ -37,7 +37,7 @@ from tests.local_service import (
     when_back,
     when_called,
 )
-from tests.running import RunningService
+from tests.running import PATIENCE, RunningService
 
 ROWS = 5
 CSV = csv_of(ROWS)
@@ -176,12 +176,12 @@ class TestSomebodyElse:
         requests.put(
             f"{directory.url}/hospitals/{second['id']}", json={"name": "Changed", "address": "Elsewhere"}, timeout=10
         )
-        requests.patch(f"{directory.url}/hospitals/batch/{batch['batch_id']}/activate", timeout=10)
+        requests.patch(f"{directory.url}/hospitals/batch/{batch['batch_id']}/activate", timeout=60)
         rolled_back(service, directory, batch["batch_id"])
 
     def test_a_batch_that_somebody_deleted_is_rolled_back(self, service: LocalService, directory: Directory) -> None:
         batch = left(service, directory, [], "completed")
-        requests.delete(f"{directory.url}/hospitals/batch/{batch['batch_id']}", timeout=10)
+        requests.delete(f"{directory.url}/hospitals/batch/{batch['batch_id']}", timeout=60)
         assert {row["status"] for row in rolled_back(service, directory, batch["batch_id"])["hospitals"]} == {"deleted"}
 
     def test_what_comes_under_its_id_later_is_left_alone(self, service: LocalService, directory: Directory) -> None:
@@ -243,6 +243,7 @@ class TestTheDirectoryMisbehaves:
         when_back(directory)
         assert_promise(directory, after)
         directory.faults([])
+        monkeypatch.undo()
         rolled_back(service, directory, batch["batch_id"])
 
     def test_a_deletion_whose_answer_is_lost_every_time_is_found_done(
@@ -306,7 +307,7 @@ class TestTheDirectoryMisbehaves:
 
 class TestWhileItRuns:
     def test_no_new_row_starts_and_what_is_in_flight_ends(self, directory: Directory) -> None:
-        directory.settings(create_seconds=0.4)
+        directory.settings(create_seconds=2.5)
         with LocalService(directory, max_concurrent_creates=2) as service:
             batch_id = service.started(csv_of(8))
             when_called(directory, "create", 2)
@@ -323,10 +324,10 @@ class TestWhileItRuns:
             service.when(batch_id, lambda batch: batch["waiting_for"] == "rate_limit")
             began = time.monotonic()
             rolled_back(service, directory, batch_id)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         assert creates(directory) == 2
 
-    @pytest.mark.parametrize("fault", [{"kind": "rate_limit", "times": None}, {"kind": "refuse", "seconds": 1}])
+    @pytest.mark.parametrize("fault", [{"kind": "rate_limit", "times": None}, {"kind": "refuse", "seconds": 3}])
     def test_rows_that_are_held_are_not_waited_for(
         self, service: LocalService, directory: Directory, fault: Rule
     ) -> None:
@@ -369,8 +370,8 @@ class TestWhileItRuns:
         self, directory: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("runner.GRACE_SECONDS", 0.05)
-        directory.settings(create_seconds=1)
-        settings = {"database_url": sqlite_url(tmp_path), "directory_delay_seconds": 1.2}
+        directory.settings(create_seconds=2.5)
+        settings = {"database_url": sqlite_url(tmp_path), "directory_delay_seconds": 4}
         with LocalService(directory, **settings) as service:
             batch_id = service.started(CSV)
             when_called(directory, "create", ROWS)
@@ -383,17 +384,18 @@ class TestWhileItRuns:
         assert creates(directory) == ROWS
 
     def test_while_it_waits_for_a_sleeping_directory(self, service: LocalService, directory: Directory) -> None:
-        directory.faults([{"kind": "sleep", "call": "root", "seconds": 0.6}])
+        directory.faults([{"kind": "sleep", "call": "root", "seconds": 2.5}])
         batch_id = service.started(CSV)
         when_called(directory, "root")
         rolled_back(service, directory, batch_id)
         assert creates(directory) == 0
 
-    def test_while_an_unknown_outcome_is_waited_out(self, service: LocalService, directory: Directory) -> None:
+    def test_while_an_unknown_outcome_is_waited_out(self, directory: Directory) -> None:
         directory.faults([{"kind": "drop", "call": "create", "when": "after"}])
-        batch_id = service.started(CSV)
-        service.when(batch_id, lambda batch: batch["waiting_for"] == "delay")
-        rolled_back(service, directory, batch_id)
+        with LocalService(directory, directory_delay_seconds=2.5) as service:
+            batch_id = service.started(CSV)
+            service.when(batch_id, lambda batch: batch["waiting_for"] == "delay")
+            rolled_back(service, directory, batch_id)
         assert directory.calls("activate") == []
 
     def test_while_it_is_activated(self, service: LocalService, directory: Directory) -> None:
@@ -415,7 +417,7 @@ class TestWhileItRuns:
         assert sum(row["status"] == "deleted" for row in batch["hospitals"]) == creates(directory)
 
     def test_the_uploader_who_waits_is_told(self, service: LocalService, directory: Directory) -> None:
-        directory.settings(create_seconds=0.4)
+        directory.settings(create_seconds=2.5)
         with ThreadPoolExecutor(1) as pool:
             uploading = pool.submit(service.upload, CSV)
             when_called(directory, "create", ROWS)
@@ -472,7 +474,7 @@ class TestSaidAgainAndAtOnce:
     def test_too_many_batches_leave_it_as_it_was(self, directory: Directory) -> None:
         with LocalService(directory, max_running_batches=1) as service:
             batch = left(service, directory, REJECT_TWO)
-            directory.settings(create_seconds=0.5)
+            directory.settings(create_seconds=2)
             other = service.started(csv_of(1, "Other"))
             answer = service.roll_back(batch["batch_id"])
             problem(answer, 503, "Too many batches")
@@ -513,7 +515,7 @@ class TestTheAnswer:
         self, service: LocalService, directory: Directory, prefer: str, status: int, applied: str
     ) -> None:
         batch = left(service, directory, [], "completed")
-        directory.settings(read_seconds=0.1)
+        directory.settings(read_seconds=0.1 if status == 200 else 1.5)
         answer = service.roll_back(batch["batch_id"], {"Prefer": prefer})
         told = answered(answer, status)
         assert answer.headers["Preference-Applied"] == applied
@@ -539,7 +541,7 @@ class TestTheAnswer:
         self, service: LocalService, directory: Directory, method: str, path: str
     ) -> None:
         batch = left(service, directory, [], "completed")
-        directory.settings(read_seconds=0.2)
+        directory.settings(read_seconds=1.5)
         answer = service.call(method, f"/batches/{batch['batch_id']}{path}", BROWSER)
         assert answer.status_code == 303
         assert answer.headers["Location"] == f"/batches/{batch['batch_id']}"
@@ -559,15 +561,15 @@ class TestARealService:
         with RunningService(directory.url, database_url=sqlite_url(tmp_path)) as service:
             batch = service.upload(CSV).json()
             assert_exactly_once(directory, batch)
-            directory.faults([{"kind": "error", "call": "delete_batch", "times": None}])
+            directory.faults([{"kind": "rate_limit", "call": "delete_batch", "retry_after": 100, "times": None}])
             directory.forget_calls()
             path = f"/batches/{batch['batch_id']}"
-            assert requests.delete(service.url + path, headers=AT_ONCE, timeout=10).status_code == 202
+            assert requests.delete(service.url + path, headers=AT_ONCE, timeout=60).status_code == 202
             when_called(directory, "delete_batch")
             assert service.stop() == 0
         directory.faults([])
         with RunningService(directory.url, database_url=sqlite_url(tmp_path)) as service:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + PATIENCE
             while service.get(path).json()["status"] == "processing" and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert service.get(path).json()["status"] == "rolled_back"

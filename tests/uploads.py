@@ -16,8 +16,8 @@ from settings import Settings
 from store import MemoryStore
 from tests.directory import Directory
 
-# No test waits longer for a batch.
-PATIENCE = 40.0
+# No test waits longer for a batch, even where a process is not let run for seconds.
+PATIENCE = 60.0
 
 
 def hospitals(count: int, tag: str = "Hospital") -> tuple[Row, ...]:
@@ -40,7 +40,7 @@ class Uploads:
             "directory_create_limit": None,
             "directory_delay_seconds": 0.3,
             "directory_retry_seconds": 0.1,
-            "directory_timeout_seconds": 0.6,
+            "directory_timeout_seconds": 30.0,
         } | settings
         self.store = MemoryStore(1000)
         self.runner = Runner(Settings(**values), self.store)
@@ -91,7 +91,7 @@ class Uploads:
 def add_foreign(directory: Directory, name: str, batch_id: str | None = None) -> int:
     """Somebody else creates a hospital, also under a batch of ours; returns its id."""
     body = {"name": name, "address": "Elsewhere", "phone": None, "creation_batch_id": batch_id}
-    answer = requests.post(f"{directory.url}/hospitals/", json=body, timeout=10)
+    answer = requests.post(f"{directory.url}/hospitals/", json=body, timeout=PATIENCE)
     assert answer.status_code == 200, answer.text
     return int(answer.json()["id"])
 
