@@ -7,7 +7,12 @@ from typing import Any
 
 from gunicorn.config import Config
 from gunicorn.http.body import Body, LengthReader
-from gunicorn.http.errors import LimitRequestHeaders, NoMoreData, ParseException, UnsupportedTransferCoding
+from gunicorn.http.errors import (
+    LimitRequestHeaders,
+    NoMoreData,
+    ParseException,
+    UnsupportedTransferCoding,
+)
 from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import Unreader
@@ -84,6 +89,10 @@ class Chunks:
         return self._passed_bytes
 
 
+class NoHostError(ParseException):
+    """A request of HTTP/1.1 must name its host (RFC 9112, section 3.2)."""
+
+
 class ArrivingRequest(Request):
     """A request whose head is here, and whose body may be on its way."""
 
@@ -96,6 +105,10 @@ class ArrivingRequest(Request):
         for name, value in self.headers:
             if name == "TRANSFER-ENCODING" and value.strip(" \t").lower() != "chunked":
                 raise UnsupportedTransferCoding(value)
+
+    def names_host(self) -> bool:
+        """Whether it says which host it is for."""
+        return any(name == "HOST" for name, _ in self.headers)
 
     def waits_to_be_asked(self) -> bool:
         """Whether the client holds the body back until it is asked for; once, lest gunicorn asks again."""
@@ -130,6 +143,8 @@ class ArrivingRequests(RequestParser):
             return False
         finally:
             self._received.piece_bytes = PIECE_BYTES
+        if self.mesg.version >= (1, 1) and not self.mesg.names_host():
+            raise NoHostError
         self._chunks = Chunks()
         return True
 

@@ -10,7 +10,7 @@ from gunicorn.http import errors
 
 from logs import REQUEST_ID_HEADER
 from problem_document import PROBLEM_TYPE, RETRY_AFTER_SECONDS, problem_document
-from serving.arriving_request import TooManyChunksError
+from serving.arriving_request import NoHostError, TooManyChunksError
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,7 @@ _REFUSALS: tuple[tuple[type[Exception], Refusal], ...] = (
         TooManyChunksError,
         Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body comes in too many chunks; send larger ones."),
     ),
+    (NoHostError, Refusal(HTTPStatus.BAD_REQUEST, "The request has no `Host` header, which HTTP/1.1 needs.")),
     (
         errors.ParseException,
         Refusal(HTTPStatus.BAD_REQUEST, "A header of the request is not well-formed, or contradicts another."),

@@ -87,6 +87,7 @@ NOT_HTTP = {
     "a header with a space before it": (get(b"/health", b" a: b"), 400),
     "a header with NUL": (get(b"/health", b"a: \0"), 400),
     "a header with CR": (get(b"/health", b"a: b\rc: d"), 400),
+    "no Host": (b"GET /health HTTP/1.1\r\n\r\n", 400),
     "two Hosts": (get(b"/health", b"Host: other"), 400),
     "an expectation that is none": (get(b"/health", b"Expect: 200-ok"), 417),
     "two lengths": (get(b"/health", b"Content-Length: 0", b"Content-Length: 0"), 400),
@@ -217,7 +218,7 @@ ODD_TARGETS = {
     "CONNECT": (get(b"localhost:80", method=b"CONNECT"), 404),
     "a method that is none": (get(b"/health", method=b"FETCH"), 405),
     "an empty line before": (b"\r\n" + get(b"/health"), 200),
-    "no Host": (b"GET /health HTTP/1.1\r\n\r\n", 200),
+    "no Host in HTTP/1.0": (b"GET /health HTTP/1.0\r\n\r\n", 200),
 }
 
 
