@@ -97,6 +97,7 @@ class ArrivingRequest(Request):
     """A request whose head is here, and whose body may be on its way."""
 
     _expected_100_continue: bool
+    version: tuple[int, int]
     body: Body
 
     def set_body_reader(self) -> None:

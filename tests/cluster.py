@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,8 +13,9 @@ from types import TracebackType
 from typing import Any
 
 from tests.directory import Directory
+from tests.patience import PATIENCE, wait_for
 from tests.postgres import fresh_database
-from tests.running import PATIENCE, ROOT, RunningService, environ_of
+from tests.running import ROOT, RunningService, environ_of
 
 Json = dict[str, Any]
 
@@ -39,10 +39,11 @@ class RunningWorker:
 
     def wait_until_working(self) -> None:
         """Return when it takes batches."""
-        deadline = time.monotonic() + PATIENCE
-        while "working, on up to" not in self.output:
-            assert time.monotonic() < deadline, f"It did not start: {self.output}"
-            time.sleep(0.05)
+        wait_for(lambda: self.output, lambda output: "working, on up to" in output)
+
+    def has_taken_up(self, batch_id: str) -> bool:
+        """Whether it lives and has taken up the batch."""
+        return self.process.poll() is None and f"batch={batch_id}] taken up" in self.output
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -131,20 +132,8 @@ class Cluster:
 
     def when(self, batch_id: str, holds: Callable[[Json], bool], seconds: float = PATIENCE, web: int = 0) -> Json:
         """The batch as soon as something holds of it."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            batch = self.batch(batch_id, web)
-            if holds(batch):
-                return batch
-            time.sleep(0.05)
-        raise AssertionError(f"That never came: {self.batch(batch_id, web)}")
+        return wait_for(lambda: self.batch(batch_id, web), holds, seconds)
 
     def worker_of(self, batch_id: str, seconds: float = PATIENCE) -> RunningWorker:
-        """The worker that has taken the batch up last."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            for worker in self.workers:
-                if worker.process.poll() is None and f"batch={batch_id}] taken up" in worker.output:
-                    return worker
-            time.sleep(0.02)
-        raise AssertionError("No worker has taken it up.")
+        """The worker that has taken the batch up and lives."""
+        return wait_for(lambda: [it for it in self.workers if it.has_taken_up(batch_id)], bool, seconds)[0]

@@ -13,9 +13,9 @@ from typing import Any
 
 import requests
 
+from tests.patience import PATIENCE, wait_for
+
 ROOT = Path(__file__).parent.parent
-# Nothing that goes right takes so long, even where a process is not let run for seconds.
-PATIENCE = 60.0
 PREFIX = "EMBEDDED_DIRECTORY_"
 READY = "Embedded Hospital Directory on "
 TEST_SETTINGS = {
@@ -119,6 +119,21 @@ class Directory:
             self._last_output = self._log.read_text()
             self._output.cleanup()
         return status
+
+    def wait_until_called(self, kind: str, count: int = 1) -> None:
+        """Return as soon as so many calls of this kind have come."""
+        wait_for(lambda: self.calls(kind), lambda calls: len(calls) >= count)
+
+    def wait_until_back(self) -> None:
+        """Return as soon as it takes connections again."""
+        wait_for(self._listens)
+
+    def _listens(self) -> bool:
+        try:
+            self.calls()
+        except requests.ConnectionError:
+            return False
+        return True
 
     def _control(self, method: str, name: str, **request: Any) -> requests.Response:
         response = requests.request(method, f"{self.url}/_embedded/{name}", timeout=PATIENCE, **request)

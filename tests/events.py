@@ -11,7 +11,8 @@ from typing import Any
 
 import requests
 
-from tests.running import PATIENCE, RunningService
+from tests.patience import PATIENCE
+from tests.running import RunningService
 
 
 @dataclass(frozen=True, slots=True)

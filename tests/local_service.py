@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,9 +23,8 @@ from batch import Batch
 from service import service
 from settings import Settings
 from tests.directory import Directory
+from tests.patience import PATIENCE, wait_for
 
-# Nothing in these tests takes longer, even where a process is not let run for seconds.
-PATIENCE = 60.0
 # Cases of a table that are carried out at the same time.
 SIDE_BY_SIDE = 5
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -114,13 +112,7 @@ class LocalService:
 
     def when(self, batch_id: str, holds: Callable[[Json], bool]) -> Json:
         """The batch as soon as something holds of it."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            batch = self.batch(batch_id)
-            if holds(batch):
-                return batch
-            time.sleep(0.01)
-        raise AssertionError(f"That never came: {self.batch(batch_id)}")
+        return wait_for(lambda: self.batch(batch_id), holds)
 
 
 def _form(content: bytes, fields: dict[str, str]) -> Json:
@@ -153,14 +145,6 @@ def at_once(times: int, call: Callable[[], TestResponse]) -> list[TestResponse]:
 
     with ThreadPoolExecutor(times) as pool:
         return list(pool.map(one, range(times)))
-
-
-def when_called(directory: Directory, kind: str, count: int = 1) -> None:
-    """Return as soon as so many calls of this kind have come to the directory."""
-    deadline = time.monotonic() + PATIENCE
-    while len(directory.calls(kind)) < count:
-        assert time.monotonic() < deadline, f"Only {len(directory.calls(kind))} of {count} came"
-        time.sleep(0.01)
 
 
 def creates(directory: Directory) -> int:
@@ -207,19 +191,6 @@ def restart_empty(directory: Directory) -> None:
         requests.get(directory.url, timeout=PATIENCE)
     directory.faults([])
     assert directory.hospitals() == []
-
-
-def when_back(directory: Directory) -> None:
-    """Return as soon as the directory takes connections again."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        try:
-            directory.calls("root")
-        except requests.ConnectionError:
-            time.sleep(0.02)
-        else:
-            return
-    raise AssertionError("It never came back")
 
 
 def put_in(directory: Directory, name: str, batch_id: str | None = None, **fields: str | None) -> int:

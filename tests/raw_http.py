@@ -12,8 +12,7 @@ from http.client import HTTPMessage, HTTPResponse, parse_headers
 from typing import Any
 from urllib.parse import urlsplit
 
-# Nothing that goes right takes so long, even where a process is not let run for seconds.
-PATIENCE = 60.0
+from tests.patience import PATIENCE
 
 
 @dataclass(frozen=True, slots=True)

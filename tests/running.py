@@ -15,10 +15,10 @@ from typing import Any
 
 import requests
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parent.parent
 READY = "Listening at: "
-# Nothing that goes right takes so long, even where a process is not let run for seconds.
-PATIENCE = 60.0
 
 
 def environ_of(directory_url: str, settings: dict[str, Any]) -> dict[str, str]:

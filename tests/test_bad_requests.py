@@ -24,7 +24,7 @@ CHUNKED = "Transfer-Encoding: chunked"
 FILE = multipart(part(csv_of(1)))
 CHUNKS = chunked(FILE)
 # Whatever a bad request could hold the next one up by takes longer: heads are waited for 10 s, bodies 30.
-AT_ONCE_SECONDS = 5
+AT_ONCE_SECONDS = 9
 
 
 @pytest.fixture(scope="module")

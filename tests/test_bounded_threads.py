@@ -27,7 +27,7 @@ def test_many_who_ask_whether_a_silent_directory_is_there_leave_threads_for_othe
             started_at = time.monotonic()
             assert service.get("/health").ok
             # They wait for 10 s each.
-            assert time.monotonic() - started_at < 5
+            assert time.monotonic() - started_at < 9
             assert service.stop() == 0  # which ends also those who still wait
         answers = [future.result() for future in asked]
     assert Counter(answer.status_code for answer in answers) == {503: CALLERS}

@@ -18,7 +18,8 @@ from playwright.sync_api import Page, expect
 from tests.browser import Visits, batch_id, button, choose, csv_file, expect_status, table, upload
 from tests.directory import Directory
 from tests.hospitals import assert_exactly_once, csv_of
-from tests.running import PATIENCE, RunningService
+from tests.patience import PATIENCE
+from tests.running import RunningService
 from tests.second_origin import SecondOrigin
 
 BROWSER = {"Accept": "text/html"}

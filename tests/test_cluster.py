@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ import requests
 from tests.cluster import Cluster, Json
 from tests.directory import Directory
 from tests.hospitals import assert_exactly_once, csv_of
+from tests.patience import PATIENCE, wait_for
 from tests.postgres import fresh_database
-from tests.running import PATIENCE
 from tests.uploads import creates
 
 ASYNC = {"Prefer": "respond-async"}
@@ -242,11 +243,9 @@ class TestTheQueue:
     def test_nothing_piles_up_in_it(self, cluster: Cluster, directory: Directory) -> None:
         for number in range(5):
             cluster.webs[0].upload(csv_of(1, f"File {number}"))
-        deadline = time.monotonic() + PATIENCE
         # The upkeep that is due; two queues of two workers.
-        while not all(count <= most for count, most in zip(in_the_queue(cluster), (1, 2, 1, 4), strict=True)):
-            assert time.monotonic() < deadline, in_the_queue(cluster)
-            time.sleep(0.1)
+        most = (1, 2, 1, 4)
+        wait_for(lambda: in_the_queue(cluster), lambda counts: all(map(operator.le, counts, most)))
 
 
 def in_the_queue(cluster: Cluster) -> tuple[int, ...]:

@@ -15,8 +15,9 @@ from tests.cluster import Cluster, RunningWorker
 from tests.directory import Directory
 from tests.events import Follower
 from tests.hospitals import assert_exactly_once, csv_of
+from tests.patience import PATIENCE
 from tests.postgres import OwnServer
-from tests.running import PATIENCE, RunningService
+from tests.running import RunningService
 from tests.uploads import creates
 
 CREATE_SECONDS = 1.0

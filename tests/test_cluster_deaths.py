@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -20,8 +20,8 @@ import requests
 from tests.cluster import Cluster, Json, RunningWorker
 from tests.directory import ROOT, Directory
 from tests.hospitals import assert_exactly_once, csv_of
+from tests.patience import PATIENCE, wait_for
 from tests.postgres import fresh_database
-from tests.running import PATIENCE
 from tests.uploads import creates
 
 # A worker is dead when it was silent for 15 s, which is looked for every 5 s; then what it may have sent is waited out.
@@ -38,13 +38,6 @@ TAKEN_OVER = "another process has taken the batch over"
 
 # The story alone takes most of a minute.
 pytestmark = pytest.mark.timeout(300)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "That never came."
-        time.sleep(0.05)
 
 
 @dataclass
@@ -99,7 +92,7 @@ def story() -> Iterator[Story]:
         assert [last.stop(), living.stop()] == [0, 0]
         before = len(directory.calls())
         freezing.send(signal.SIGCONT)
-        wait_until(lambda: TAKEN_OVER in freezing.output)
+        wait_for(lambda: TAKEN_OVER in freezing.output)
         time.sleep(1)
         sent_after_thaw = [call["kind"] for call in directory.calls()[before:] if call["method"] != "GET"]
         afterwards = cluster.webs[0].upload(csv_of(1, "Afterwards")).json()

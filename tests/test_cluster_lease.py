@@ -18,13 +18,13 @@ from cluster.postgres_store import Claim, PostgresStore, RunState
 from directory_errors import Stopped
 from store import TakenOverError
 from tests.fake_time import FakeClock
+from tests.patience import PATIENCE, wait_for
 from tests.postgres import store_at
 
 NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 BATCH = Batch("batch-1", "a.csv", (Row(1, "Alpha", "1 Road", None),), NOON)
 MINE = RunState(3, Goal.ACTIVATE)
 LONG_ENOUGH_TO_PASS = 0.15
-PATIENCE = 60.0
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ class TestKeeper:
         lease = taken(store, stopping)
         keep(store, lease, lambda: None)
         store.take("batch-1")
-        assert_soon(lambda: lease.is_lost)
+        wait_for(lambda: lease.is_lost)
 
     def test_a_run_is_told_when_its_batch_is_to_be_removed(
         self, store: PostgresStore, stopping: threading.Event, keep: Keep
@@ -181,7 +181,7 @@ class TestKeeper:
         store.ask_removal("batch-1")
         lease = taken(store, stopping, seconds_ago=100)
         keep(store, lease, fail)
-        assert_soon(lambda: caplog.text.count("ZeroDivisionError") > 1)
+        wait_for(lambda: caplog.text.count("ZeroDivisionError") > 1)
         lease.fence()
 
     def test_while_the_store_is_away_leases_run_out(
@@ -190,17 +190,10 @@ class TestKeeper:
         with closing(store_at("postgresql://nobody@127.0.0.1:1/none")) as away:
             lease = Lease(Claim(BATCH, 0), time.monotonic() - LEASE_SECONDS + 0.1, stopping)
             keep(away, lease, lambda: None)
-            assert_soon(lambda: "leases are not renewed: The database does not answer" in caplog.text)
+            wait_for(lambda: "leases are not renewed: The database does not answer" in caplog.text)
             time.sleep(0.2)
             with ThreadPoolExecutor(1) as pool:
                 sent = pool.submit(lease.fence)
                 assert_waits(sent)
                 lease.renew(RunState(0, Goal.ACTIVATE), time.monotonic())
                 sent.result(PATIENCE)
-
-
-def assert_soon(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "That never came"
-        time.sleep(0.01)

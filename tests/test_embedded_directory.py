@@ -21,7 +21,8 @@ from embedded_directory.faults import FAULT_LIST, Faults
 from embedded_directory.journal import kind_of
 from embedded_directory.limits import FixedWindows, Limit
 from embedded_directory.settings import SettingsError, read_settings
-from tests.directory import PATIENCE, Directory
+from tests.directory import Directory
+from tests.patience import PATIENCE, wait_for
 
 BATCH = "6f1d6a53-5b0e-4a52-9d35-7f0f2f7c1f0e"
 OTHER_BATCH = "0a6f0d0e-8d4b-4a0c-8a43-3c0d0c3f9b11"
@@ -88,13 +89,6 @@ def request_bytes(batch_id: str | None = BATCH) -> bytes:
     body = json.dumps(hospital(batch_id)).encode()
     head = f"POST /hospitals/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     return head.encode() + b"\r\n\r\n" + body
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.01)
 
 
 class TestAnswers:
@@ -280,7 +274,7 @@ class TestTime:
     def test_creates_and_reads_share_a_bounded_pool(self, directory: Directory, pool: ThreadPoolExecutor) -> None:
         directory.settings(create_seconds=0.4, threads=2)
         creates = [pool.submit(create, directory) for _ in range(4)]
-        eventually(lambda: len(directory.calls("create")) == 4)
+        wait_for(lambda: len(directory.calls("create")) == 4)
         call(directory, "GET", "/hospitals/")
         assert [future.result().status_code for future in creates] == [200] * 4
         ended = sorted(create["ended"] for create in directory.calls("create"))
@@ -292,8 +286,8 @@ class TestTime:
         with pytest.raises(requests.ReadTimeout):
             create(directory, timeout=0.1)
         assert directory.hospitals() == []
-        eventually(lambda: len(directory.hospitals()) == 1)
-        eventually(lambda: directory.calls()[0]["ended"] is not None)
+        wait_for(lambda: len(directory.hospitals()) == 1)
+        wait_for(lambda: directory.calls()[0]["ended"] is not None)
         assert directory.calls()[0]["status"] is None
 
     def test_a_connection_idle_for_too_long_is_closed(self, directory: Directory) -> None:
@@ -483,8 +477,8 @@ class TestFaults:
     ) -> None:
         directory.faults([fault | {"call": "create", "when": when}])
         assert _outcome(lambda: create(directory, timeout=0.4 if outcome is SLOW else PATIENCE)) == outcome
-        eventually(lambda: _is_reachable(directory))
-        eventually(lambda: len(directory.calls("create")) == 1)
+        wait_for(lambda: _is_reachable(directory))
+        wait_for(lambda: len(directory.calls("create")) == 1)
         assert len(directory.hospitals()) == (1 if when == "after" else 0)
         assert directory.calls("create")[0]["fault"] == fault["kind"]
         assert create(directory).status_code == 200
@@ -547,7 +541,7 @@ class TestFaults:
         directory.faults([{"kind": "late", "status": status, "seconds": 1.5}])
         assert _outcome(lambda: create(directory)) == outcome
         assert directory.hospitals() == []
-        eventually(lambda: bool(directory.hospitals()))
+        wait_for(lambda: bool(directory.hospitals()))
 
     @pytest.mark.parametrize("retry_after", [None, "3"])
     def test_a_429_may_come_although_the_window_is_open(self, directory: Directory, retry_after: str | None) -> None:
@@ -562,7 +556,7 @@ class TestFaults:
         directory.faults([{"kind": "sleep", "seconds": A_WHILE}])
         started = time.monotonic()
         waking = pool.submit(call, directory, "GET", "/")
-        eventually(lambda: len(directory.calls()) == 1)
+        wait_for(lambda: len(directory.calls()) == 1)
         assert create(directory).status_code == 200
         assert waking.result().status_code == 200
         assert time.monotonic() - started >= A_WHILE
@@ -598,7 +592,7 @@ class TestFaults:
             assert _read_all(idle) == b""
             with pytest.raises(ConnectionRefusedError):
                 connect(directory)
-        eventually(lambda: _is_reachable(directory))
+        wait_for(lambda: _is_reachable(directory))
         assert create(directory).status_code == 200
 
     @pytest.mark.parametrize("when", ["before", "after"])
@@ -607,21 +601,21 @@ class TestFaults:
         fill(directory, 1)
         directory.settings(create_seconds=A_WHILE)
         in_flight = pool.submit(create, directory)
-        eventually(lambda: len(directory.calls("create")) == 2)
+        wait_for(lambda: len(directory.calls("create")) == 2)
         directory.faults([{"kind": "restart", "when": when, "call": "root"}])
         assert _outcome(lambda: call(directory, "GET", "/")) is GONE
         assert isinstance(in_flight.exception(), GONE)
         assert directory.hospitals() == []
         directory.settings(create_seconds=0)
         assert create(directory).json()["id"] == 1
-        eventually(lambda: directory.calls("create")[1]["ended"] is not None)
+        wait_for(lambda: directory.calls("create")[1]["ended"] is not None)
         assert len(directory.hospitals()) == 1
 
     def test_a_restart_may_take_its_time(self, directory: Directory) -> None:
         directory.faults([{"kind": "restart", "seconds": A_WHILE}])
         assert _outcome(lambda: create(directory)) is GONE
         assert not _is_reachable(directory)
-        eventually(lambda: _is_reachable(directory))
+        wait_for(lambda: _is_reachable(directory))
 
 
 class TestControl:
@@ -645,7 +639,7 @@ class TestControl:
     def test_a_call_in_flight_is_in_the_journal(self, directory: Directory, pool: ThreadPoolExecutor) -> None:
         directory.settings(create_seconds=A_WHILE)
         future = pool.submit(create, directory)
-        eventually(lambda: len(directory.calls()) == 1)
+        wait_for(lambda: len(directory.calls()) == 1)
         assert (directory.calls()[0]["status"], directory.calls()[0]["ended"]) == (None, None)
         assert future.result().status_code == 200
 
@@ -734,7 +728,7 @@ class TestTheProcess:
         futures.append(pool.submit(call, directory, "GET", "/"))
         call(directory, "GET", f"/hospitals/batch/{BATCH}")
         with connect(directory):
-            eventually(lambda: len(directory.calls()) == 22)
+            wait_for(lambda: len(directory.calls()) == 22)
             # Not by SIGKILL, which it gets after a while.
             assert directory.end(number) == 0
         assert {type(future.exception()) for future in futures} == {GONE}

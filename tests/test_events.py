@@ -14,8 +14,9 @@ from settings import WORKER_THREADS
 from tests.directory import Directory
 from tests.events import Event, Follower, Followers
 from tests.hospitals import assert_exactly_once, csv_of
+from tests.patience import PATIENCE, wait_for
 from tests.problems import assert_problem
-from tests.running import PATIENCE, RunningService
+from tests.running import RunningService
 
 STREAMS = WORKER_THREADS // 4
 
@@ -30,10 +31,7 @@ def service(shared_directory: Directory) -> Iterator[RunningService]:
 @pytest.fixture(autouse=True)
 def nobody_follows(service: RunningService) -> None:
     """Those who followed in the test before have left, and their places are free."""
-    deadline = time.monotonic() + PATIENCE
-    while "hospital_bulk_streams_open 0.0" not in service.get("/metrics").text:
-        assert time.monotonic() < deadline, "The places of who left were never free"
-        time.sleep(0.1)
+    wait_for(lambda: "hospital_bulk_streams_open 0.0" in service.get("/metrics").text)
 
 
 def started(service: RunningService, count: int, tag: str) -> str:
@@ -179,10 +177,7 @@ def test_a_full_house_of_followers_does_not_slow_a_batch_or_another_caller(
             assert service.get("/health").status_code == 200
         assert service.get(f"/batches/{batch_id}").json()["status"] == "processing"
         directory.settings(create_seconds=0.01)
-        deadline = time.monotonic() + PATIENCE
-        while (status := service.get(f"/batches/{batch_id}").json()["status"]) == "processing":
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        status = wait_for(lambda: service.get(f"/batches/{batch_id}").json()["status"], lambda it: it != "processing")
     assert status == "completed"
 
 

@@ -6,7 +6,6 @@ import json
 import logging
 import logging.config
 import re
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
@@ -23,9 +22,10 @@ from tests.directory import Directory
 from tests.hospitals import csv_of
 from tests.local_service import LocalService
 from tests.metrics import samples
+from tests.patience import PATIENCE, wait_for
 from tests.raw_http import post, send
 from tests.raw_server import RawServer, http
-from tests.running import PATIENCE, RunningService
+from tests.running import RunningService
 
 Line = dict[str, Any]
 
@@ -47,13 +47,7 @@ class Log:
 
     def when(self, holds: Callable[[Line], bool]) -> Line:
         """The first line of which something holds, as soon as there is one."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            for line in self.lines:
-                if holds(line):
-                    return line
-            time.sleep(0.02)
-        raise AssertionError(f"No such line: {self._service.output}")
+        return wait_for(lambda: [line for line in self.lines if holds(line)])[0]
 
     def request(self, request_id: str) -> Line:
         """The line of a request that has ended."""
@@ -195,7 +189,7 @@ def test_the_directory_s_words_are_not_logged() -> None:
     with RawServer(http("422 Unprocessable Entity", words)) as directory, RunningService(directory.url) as service:
         batch = service.upload(csv_of(2, "Confidential Clinic")).json()
         assert "Confidential Clinic 0 is not wanted" in batch["error_message"]
-        _wait_for(lambda: "ended: interrupted" in service.output)
+        wait_for(lambda: "ended: interrupted" in service.output)
         output = service.output
     assert "the directory refused the row" in output
     assert "the run broke off: Rejected" in output
@@ -223,7 +217,7 @@ def test_nobody_can_forge_a_line(shared_directory: Directory, line_format: str) 
         send(service.url, b"GET / HTTP/1.1\r\nHost: a\n" + FORGED.encode() + b"\r\n\r\n", end=True)
         send(service.url, b"\x1bGET\x85 /\xe2\x80\xa8" + FORGED.encode() + b"\r\n\r\n", end=True)
         assert service.get("/batches", **{"X-Request-ID": "last"}).ok
-        _wait_for(lambda: "last" in service.output)
+        wait_for(lambda: "last" in service.output)
         lines = service.output.removesuffix("\n").split("\n")
         assert "forged%20everything" in service.output
     assert all("\n" + FORGED not in line and not line.startswith(FORGED) for line in lines)
@@ -236,7 +230,7 @@ def test_a_text_line_shows_the_ids_it_knows(directory: Directory) -> None:
     directory.faults([{"kind": "drop", "call": "create", "when": "after"}])
     with RunningService(directory.url) as service:
         batch_id = service.upload(csv_of(1), {"X-Request-ID": "mine"}).json()["batch_id"]
-        _wait_for(lambda: "POST /hospitals/bulk" in service.output)
+        wait_for(lambda: "POST /hospitals/bulk" in service.output)
         output = service.output
     assert f" WARNING directory_batch [request=mine batch={batch_id} row=1] outcome unknown: " in output
     assert f" INFO rounds [request=mine batch={batch_id}] ended: completed, rows: 1 created_and_activated, " in output
@@ -326,10 +320,3 @@ class TestFormatters:
         assert written().encode()
         assert "\x7f" not in written()
         assert "\u202e" not in written()
-
-
-def _wait_for(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,9 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from hospital_client import Hospital, HospitalClient
 from tests.directory import Directory
 from tests.hospitals import csv_of
-from tests.local_service import LocalService, answered, assert_promise, put_in_again, when_called
+from tests.local_service import LocalService, answered, assert_promise, put_in_again
 from tests.metrics import PREFIX, Counted, samples
-from tests.running import PATIENCE, RunningService
+from tests.patience import PATIENCE, wait_for
+from tests.running import RunningService
 
 # What every test looks at: all that is counted of batches and of calls to the directory.
 BATCHES = ("batches_total", "rows_total")
@@ -178,11 +178,7 @@ def test_an_unknown_create_that_is_there_twice_is_counted_as_a_double(
     directory.settings(create_seconds=0.01)
     directory.faults([{"kind": "hang", "call": "create", "when": "after", "seconds": 2.5}])
     batch_id = service.started(csv_of(1))
-    when_called(directory, "create")
-    deadline = time.monotonic() + PATIENCE
-    while not (there := directory.hospitals(batch_id)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    there = wait_for(lambda: directory.hospitals(batch_id))
     with Counted(service.parts) as counted:
         put_in_again(directory, there[0])
         assert_promise(directory, service.ended(batch_id))
@@ -282,12 +278,7 @@ def _live(service: LocalService) -> dict[str, float]:
 
 
 def _when(service: LocalService, holds: Callable[[dict[str, float]], bool]) -> dict[str, float]:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if holds(live := _live(service)):
-            return live
-        time.sleep(0.02)
-    raise AssertionError(f"That never came: {live}")
+    return wait_for(lambda: _live(service), holds)
 
 
 def test_the_gauges_follow_a_batch_that_runs(directory: Directory) -> None:
@@ -329,10 +320,7 @@ def test_those_who_follow_a_batch_are_seen(directory: Directory) -> None:
             name = 'http_requests_total{endpoint="/batches/<batch_id>/events",method="GET",status="200"}'
             assert name not in samples(service.get("/metrics").text)
             list(lines)
-        deadline = time.monotonic() + PATIENCE
-        while (after := samples(service.get("/metrics").text)).get(name) != 1:
-            assert time.monotonic() < deadline, after
-            time.sleep(0.02)
+        after = wait_for(lambda: samples(service.get("/metrics").text), lambda counts: counts.get(name) == 1)
         assert after["streams_open"] == 0
 
 

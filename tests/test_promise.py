@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -29,6 +30,7 @@ from settings import Settings
 from sqlite_store import SqliteStore
 from store import TooManyBatchesError, WrongStatusError
 from tests.directory import Directory
+from tests.patience import wait_for
 from tests.uploads import hospitals
 
 Rule = dict[str, Any]
@@ -372,11 +374,8 @@ class Machine(RuleBasedStateMachine):
 
     def rest(self) -> None:
         """Wait until every batch has ended."""
-        give_up_at = time.monotonic() + PATIENCE
         for batch_id in self.batch_ids:
-            while not self.lives.get(batch_id).ended:
-                assert time.monotonic() < give_up_at, self.lives.get(batch_id)
-                time.sleep(0.05)
+            wait_for(partial(self.lives.get, batch_id), lambda batch: batch.ended, PATIENCE)
 
     def calls(self) -> list[dict[str, Any]]:
         return when_it_listens(self.directory.calls)

@@ -21,6 +21,7 @@ import requests
 from tests.directory import Directory
 from tests.hospitals import assert_exactly_once, csv_of
 from tests.metrics import samples
+from tests.patience import PATIENCE, wait_for
 from tests.running import RunningService
 from tests.uploads import creates
 
@@ -37,7 +38,6 @@ GRACE = 10.0
 AT_ONCE = 9.5
 # Stories wait far more than they work, so some run side by side, each over a directory of its own.
 SIDE_BY_SIDE = 5
-PATIENCE = 60.0
 
 ASYNC = {"Prefer": "respond-async"}
 
@@ -62,7 +62,7 @@ def begin_resume(service: RunningService, directory: Directory, name: str) -> st
 
 def begin_roll_back_while_running(service: RunningService, directory: Directory, name: str) -> str:
     batch_id = begin_upload(service, directory, name)
-    wait_until(lambda: creates(directory, batch_id) == ROWS)
+    wait_for(lambda: creates(directory, batch_id) == ROWS)
     roll_back(service, batch_id)
     return batch_id
 
@@ -173,13 +173,13 @@ class Life:
 
     def kill_worker(self) -> None:
         os.kill(self.worker, signal.SIGKILL)
-        wait_until(lambda: is_gone(self.worker))
+        wait_for(lambda: is_gone(self.worker))
 
     def kill_master(self) -> None:
         self.service.process.kill()
         self.service.process.wait()
         try:
-            wait_until(lambda: is_gone(self.worker), GRACE + AT_ONCE)
+            wait_for(lambda: is_gone(self.worker), bool, GRACE + AT_ONCE)
         finally:
             if not is_gone(self.worker):
                 os.kill(self.worker, signal.SIGKILL)
@@ -269,7 +269,7 @@ def live_through(story: Story, directory: Directory, folder: Path) -> Outcome:
         ids = {name: bring_to(stage, first, directory, name) for name, stage in story.stages.items()}
         # The same upload again waits for the batch that the first one made.
         waiting = {name: pool.submit(upload_again, first, name) for name in story.waited_for}
-        wait_until(lambda: callers_waiting(first) == len(waiting))
+        wait_for(lambda: callers_waiting(first) == len(waiting))
         ended_at = time.time()
         story.end(Life(first))
         last = first
@@ -303,7 +303,7 @@ def bring_to(stage: Stage, service: RunningService, directory: Directory, name: 
     directory.settings(create_seconds=stage.create_seconds)
     directory.faults(list(stage.rules))
     batch_id = stage.begin(service, directory, name)
-    wait_until(lambda: is_at(stage, service, directory, batch_id))
+    wait_for(lambda: is_at(stage, service, directory, batch_id))
     return batch_id
 
 
@@ -333,7 +333,7 @@ def ended(service: RunningService, batch_id: str) -> dict[str, Any]:
             found.update(service.get(f"/batches/{batch_id}").json())
         return found.get("completed_at") is not None
 
-    wait_until(has_ended)
+    wait_for(has_ended)
     return found
 
 
@@ -347,14 +347,7 @@ def calm_down(directory: Directory) -> None:
             return True
         return False
 
-    wait_until(done)
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    give_up_at = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < give_up_at, "That never came."
-        time.sleep(0.05)
+    wait_for(done)
 
 
 def is_gone(pid: int) -> bool:
@@ -497,9 +490,9 @@ class Starting(RunningService):
     """A service that is waited for only until its worker has handlers for signals: then it still loads the app."""
 
     def _wait_for_url(self) -> str:
-        wait_until(lambda: "Booting worker" in self.output)
+        wait_for(lambda: "Booting worker" in self.output)
         worker = Life(self).worker
-        wait_until(lambda: _has_its_own_handlers(worker))
+        wait_for(lambda: _has_its_own_handlers(worker))
         return ""
 
 
@@ -516,7 +509,7 @@ def test_a_service_told_to_stop_while_it_starts_ends_at_once_and_the_next_one_fi
     directory.settings(create_seconds=1.0)
     with RunningService(directory.url, **settings) as first:
         batch_id = begin_upload(first, directory, "Hospital")
-        wait_until(lambda: creates(directory, batch_id) == ROWS)
+        wait_for(lambda: creates(directory, batch_id) == ROWS)
         Life(first).kill()
     starting = Starting(directory.url, **settings, directory_delay_seconds=100)
     told_at = time.monotonic()
@@ -555,12 +548,12 @@ def test_a_service_that_keeps_batches_in_memory_forgets_them_and_their_rows_stay
     directory.settings(create_seconds=SLOW_CREATE)
     with RunningService(directory.url) as first:
         batch_id = begin_upload(first, directory, "Hospital")
-        wait_until(lambda: creates(directory, batch_id) == ROWS)
+        wait_for(lambda: creates(directory, batch_id) == ROWS)
         Life(first).kill()
     with RunningService(directory.url) as second:
         assert second.get(f"/batches/{batch_id}").status_code == 404
         assert second.get("/batches").json() == []
-        wait_until(lambda: len(directory.hospitals(batch_id)) == ROWS)
+        wait_for(lambda: len(directory.hospitals(batch_id)) == ROWS)
         time.sleep(0.5)
     assert not any(hospital["active"] for hospital in directory.hospitals(batch_id))
     assert creates(directory) == ROWS

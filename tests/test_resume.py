@@ -20,7 +20,6 @@ from tests.hospitals import assert_exactly_once, csv_of
 from tests.local_service import (
     AT_ONCE,
     BROWSER,
-    PATIENCE,
     Json,
     LocalService,
     SideBySide,
@@ -36,8 +35,8 @@ from tests.local_service import (
     restart_empty,
     sqlite_url,
     table_of,
-    when_back,
 )
+from tests.patience import PATIENCE
 
 ROWS = 5
 CSV = csv_of(ROWS)
@@ -58,7 +57,7 @@ def left(service: LocalService, directory: Directory, faults: list[Rule], status
     """A batch that an upload over these faults left in this state; the faults are over."""
     directory.faults(faults)
     batch = answered(service.upload(CSV))
-    when_back(directory)
+    directory.wait_until_back()
     directory.faults([])
     assert batch["status"] == status, batch
     assert_promise(directory, batch)

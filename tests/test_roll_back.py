@@ -34,10 +34,9 @@ from tests.local_service import (
     put_in_again,
     restart_empty,
     sqlite_url,
-    when_back,
-    when_called,
 )
-from tests.running import PATIENCE, RunningService
+from tests.patience import wait_for
+from tests.running import RunningService
 
 ROWS = 5
 CSV = csv_of(ROWS)
@@ -59,7 +58,7 @@ def left(service: LocalService, directory: Directory, faults: list[Rule], status
     """A batch that an upload over these faults left in this state; the faults are over."""
     directory.faults(faults)
     batch = answered(service.upload(CSV))
-    when_back(directory)
+    directory.wait_until_back()
     directory.faults([])
     assert batch["status"] == status, batch
     directory.forget_calls()
@@ -240,7 +239,7 @@ class TestTheDirectoryMisbehaves:
         assert (after["status"], after["error_message"]) == ("interrupted", refusal["detail"])
         assert "roll it back again" in refusal["detail"]
         assert after["batch_activated"] is False
-        when_back(directory)
+        directory.wait_until_back()
         assert_promise(directory, after)
         directory.faults([])
         monkeypatch.undo()
@@ -274,7 +273,7 @@ class TestTheDirectoryMisbehaves:
         directory.faults([{"kind": "error", "call": "root", "status": 503, "skip": 1, "times": None},
                           {"kind": "drop", "call": "create", "when": "after", "times": None}])  # fmt: skip
         batch_id = service.started(CSV)
-        when_called(directory, "create", ROWS)
+        directory.wait_until_called("create", ROWS)
         refusal = problem(service.roll_back(batch_id), 502)
         assert len(directory.hospitals(batch_id)) == ROWS
         assert "Nothing was sent" not in refusal["detail"]
@@ -310,7 +309,7 @@ class TestWhileItRuns:
         directory.settings(create_seconds=2.5)
         with LocalService(directory, max_concurrent_creates=2) as service:
             batch_id = service.started(csv_of(8))
-            when_called(directory, "create", 2)
+            directory.wait_until_called("create", 2)
             batch = rolled_back(service, directory, batch_id)
         assert creates(directory) == 2
         assert all(call["status"] == 200 for call in directory.calls("create"))
@@ -339,7 +338,7 @@ class TestWhileItRuns:
     def test_creates_whose_answers_are_lost_are_waited_out(self, service: LocalService, directory: Directory) -> None:
         directory.faults([{"kind": "late", "call": "create", "seconds": LATE, "times": None, "status": None}])
         batch_id = service.started(CSV)
-        when_called(directory, "create", ROWS)
+        directory.wait_until_called("create", ROWS)
         rolled_back(service, directory, batch_id)
         time.sleep(LATE)
         assert directory.hospitals(batch_id) == []
@@ -374,7 +373,7 @@ class TestWhileItRuns:
         settings = {"database_url": sqlite_url(tmp_path), "directory_delay_seconds": 4}
         with LocalService(directory, **settings) as service:
             batch_id = service.started(CSV)
-            when_called(directory, "create", ROWS)
+            directory.wait_until_called("create", ROWS)
             answered(service.roll_back(batch_id, AT_ONCE), 202)
         assert directory.calls("delete_batch") == []
         with LocalService(directory, **settings) as service:
@@ -386,7 +385,7 @@ class TestWhileItRuns:
     def test_while_it_waits_for_a_sleeping_directory(self, service: LocalService, directory: Directory) -> None:
         directory.faults([{"kind": "sleep", "call": "root", "seconds": 2.5}])
         batch_id = service.started(CSV)
-        when_called(directory, "root")
+        directory.wait_until_called("root")
         rolled_back(service, directory, batch_id)
         assert creates(directory) == 0
 
@@ -401,7 +400,7 @@ class TestWhileItRuns:
     def test_while_it_is_activated(self, service: LocalService, directory: Directory) -> None:
         directory.settings(read_seconds=0.2)
         batch_id = service.started(CSV)
-        when_called(directory, "activate")
+        directory.wait_until_called("activate")
         rolled_back(service, directory, batch_id)
         assert creates(directory) == ROWS
 
@@ -420,7 +419,7 @@ class TestWhileItRuns:
         directory.settings(create_seconds=2.5)
         with ThreadPoolExecutor(1) as pool:
             uploading = pool.submit(service.upload, CSV)
-            when_called(directory, "create", ROWS)
+            directory.wait_until_called("create", ROWS)
             [batch] = service.call("GET", "/batches").get_json()
             after = rolled_back(service, directory, batch["batch_id"])
             assert answered(uploading.result()) == after
@@ -565,12 +564,10 @@ class TestARealService:
             directory.forget_calls()
             path = f"/batches/{batch['batch_id']}"
             assert requests.delete(service.url + path, headers=AT_ONCE, timeout=60).status_code == 202
-            when_called(directory, "delete_batch")
+            directory.wait_until_called("delete_batch")
             assert service.stop() == 0
         directory.faults([])
         with RunningService(directory.url, database_url=sqlite_url(tmp_path)) as service:
-            deadline = time.monotonic() + PATIENCE
-            while service.get(path).json()["status"] == "processing" and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert service.get(path).json()["status"] == "rolled_back"
+            status = wait_for(lambda: service.get(path).json()["status"], lambda it: it != "processing")
+            assert status == "rolled_back"
         assert directory.hospitals() == []

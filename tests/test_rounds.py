@@ -22,8 +22,9 @@ from pacing import Lane, Pacer
 from settings import RateLimit, Settings
 from tests.directory import Directory
 from tests.hospitals import assert_exactly_once, csv_of
+from tests.patience import PATIENCE
 from tests.running import RunningService
-from tests.uploads import PATIENCE, Uploads, add_foreign, assert_promise, creates, hospitals
+from tests.uploads import Uploads, add_foreign, assert_promise, creates, hospitals
 
 Meddle = Callable[[str], object]
 Meddling = Callable[[str, str, Meddle], None]
@@ -82,17 +83,6 @@ def failed_rows(batch: Batch) -> dict[int, str | None]:
 
 def delete(directory: Directory, hospital_id: int) -> None:
     requests.delete(f"{directory.url}/hospitals/{hospital_id}", timeout=PATIENCE).raise_for_status()
-
-
-def when_back(directory: Directory) -> None:
-    """Return as soon as the directory takes connections again."""
-    for _ in range(1000):
-        try:
-            directory.calls()
-        except requests.ConnectionError:
-            time.sleep(0.05)
-        else:
-            return
 
 
 def first_of(directory: Directory, batch_id: str) -> dict[str, Any]:
@@ -221,7 +211,7 @@ class TestRestarts:
         foreign: list[int] = []
 
         def settle_there(_: str) -> None:
-            when_back(directory)
+            directory.wait_until_back()
             foreign.extend(add_foreign(directory, f"Foreign {number}") for number in range(8))
 
         directory.faults(
@@ -545,7 +535,7 @@ class TestGivingUp:
             batch = uploads.upload()
             assert batch.status is BatchStatus.INTERRUPTED
             assert "could not be reached" in (batch.error_message or "")
-            when_back(directory)
+            directory.wait_until_back()
             assert_promise(directory, batch)
             impatient()
             again = uploads.resume(batch.batch_id)
@@ -558,7 +548,7 @@ class TestGivingUp:
         directory.faults([LOST_CREATE, {"kind": "refuse", "seconds": 2.5, "call": "create"}])
         with Uploads(directory, max_concurrent_creates=1) as uploads:
             batch = uploads.upload()
-        when_back(directory)
+        directory.wait_until_back()
         assert batch.status is BatchStatus.INTERRUPTED
         there = {hospital["name"] for hospital in directory.hospitals()}
         told = [row.name for row in batch.rows if (row.error_message or "").startswith("Not created")]

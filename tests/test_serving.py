@@ -21,7 +21,8 @@ import requests
 
 from tests.directory import Directory
 from tests.hospitals import csv_of
-from tests.running import PATIENCE, RunningService
+from tests.patience import PATIENCE, wait_for
+from tests.running import RunningService
 
 ROOT = Path(__file__).parent.parent
 GUNICORN = [sys.executable, "-m", "gunicorn", "app:app", "--bind", "127.0.0.1:0"]
@@ -53,14 +54,6 @@ def is_there(pid: int) -> bool:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
         return False
-
-
-def soon(holds: Any, seconds: float = PATIENCE) -> None:
-    """Return as soon as `holds()`."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "That never came."
-        time.sleep(0.02)
 
 
 # Starting
@@ -142,7 +135,7 @@ def assert_ends_well(service: RunningService, caller: Future[requests.Response],
 def test_told_to_stop_it_waits_for_creates_in_flight(directory: Directory, number: signal.Signals) -> None:
     directory.settings(create_seconds=4)
     with RunningService(directory.url) as service, waiting_caller(service) as caller:
-        soon(lambda: len(directory.calls("create")) == 3)
+        wait_for(lambda: len(directory.calls("create")) == 3)
         assert assert_ends_well(service, caller, number) < AT_ONCE_SECONDS
         assert [call["status"] for call in directory.calls("create")] == [200, 200, 200]
         assert not any(hospital["active"] for hospital in directory.hospitals())
@@ -151,14 +144,14 @@ def test_told_to_stop_it_waits_for_creates_in_flight(directory: Directory, numbe
 def test_told_to_stop_it_does_not_wait_for_ever(directory: Directory) -> None:
     directory.settings(create_seconds=100)
     with RunningService(directory.url) as service, waiting_caller(service) as caller:
-        soon(lambda: len(directory.calls("create")) == 3)
+        wait_for(lambda: len(directory.calls("create")) == 3)
         assert assert_ends_well(service, caller, signal.SIGTERM) < GONE_SECONDS
 
 
 def test_told_often_to_stop_it_ends_no_worse(directory: Directory) -> None:
     directory.settings(create_seconds=4)
     with RunningService(directory.url) as service, waiting_caller(service) as caller:
-        soon(lambda: len(directory.calls("create")) == 3)
+        wait_for(lambda: len(directory.calls("create")) == 3)
         # Ctrl-C reaches the worker from the terminal and from its master, and some press it often.
         [worker] = children_of(service.process.pid)
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM) * 100:
@@ -180,7 +173,7 @@ def test_told_to_stop_it_ends_a_wait_for_the_rate_limit(
 ) -> None:
     directory.faults(faults)
     with RunningService(directory.url, **settings) as service, waiting_caller(service) as caller:
-        soon(lambda: only_batch(service).get("waiting_for") == "rate_limit")
+        wait_for(lambda: only_batch(service).get("waiting_for") == "rate_limit")
         assert assert_ends_well(service, caller, signal.SIGTERM) < AT_ONCE_SECONDS
 
 
@@ -190,7 +183,7 @@ def test_told_to_stop_it_ends_the_wait_between_two_looks_at_a_sleeper(directory:
         RunningService(directory.url, directory_retry_seconds=30) as service,
         waiting_caller(service) as caller,
     ):
-        soon(lambda: only_batch(service).get("waiting_for") == "wake")
+        wait_for(lambda: only_batch(service).get("waiting_for") == "wake")
         assert assert_ends_well(service, caller, signal.SIGTERM) < AT_ONCE_SECONDS
     assert directory.calls("create") == []
 
@@ -198,7 +191,7 @@ def test_told_to_stop_it_ends_the_wait_between_two_looks_at_a_sleeper(directory:
 def test_told_to_stop_it_does_not_wait_for_a_sleeper_to_wake(directory: Directory) -> None:
     directory.faults([{"kind": "sleep", "seconds": 60}])
     with RunningService(directory.url) as service, waiting_caller(service) as caller:
-        soon(lambda: directory.calls("root"))
+        wait_for(lambda: directory.calls("root"))
         assert assert_ends_well(service, caller, signal.SIGTERM) < GONE_SECONDS
     assert directory.calls("create") == []
 

@@ -18,6 +18,7 @@ from directory_errors import DirectoryError, NotSent, OutcomeUnknown, Rejected, 
 from hospital_client import Hospital, HospitalClient
 from settings import Settings
 from tests.directory import Directory
+from tests.patience import wait_for
 from tests.raw_server import RawServer, http
 from transport import MAX_IDLE_SECONDS
 
@@ -47,13 +48,6 @@ def failure_of(call: Callable[[], object]) -> tuple[type[DirectoryError], float]
     with pytest.raises(DirectoryError) as error:
         call()
     return error.type, time.monotonic() - started_at
-
-
-def eventually(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LONG
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def reset(connection: socket.socket, _: bytes = b"") -> None:
@@ -160,7 +154,7 @@ class TestTheDeadline:
             monkeypatch.setenv("http_proxy", proxy.url)
             client = client_of("http://directory.test", TIMEOUT)
             error, seconds = failure_of(lambda: create(client))
-            eventually(lambda: bool(proxy.requests))
+            wait_for(lambda: bool(proxy.requests))
             assert proxy.requests[0].startswith(b"POST http://directory.test/hospitals/ ")
         assert error is OutcomeUnknown
         assert seconds < SOON
@@ -348,8 +342,8 @@ class TestConnections:
             client = client_of(server.url, timeout=0.05)
             for _ in range(5):
                 failure_of(lambda: create(client))
-            eventually(lambda: len(server.connections) == 5)
-            eventually(lambda: all(connection.fileno() == -1 for connection in server.connections))
+            wait_for(lambda: len(server.connections) == 5)
+            wait_for(lambda: all(connection.fileno() == -1 for connection in server.connections))
 
 
 class TestCut:
@@ -358,7 +352,7 @@ class TestCut:
         with RawServer(answer) as server:
             client = client_of(server.url)
             creates = [pool.submit(create, client) for _ in range(8)]
-            eventually(lambda: len(server.requests) == 8)
+            wait_for(lambda: len(server.requests) == 8)
             client.cut()
             assert {type(future.exception(SOON)) for future in creates} == {OutcomeUnknown}
 
@@ -367,7 +361,7 @@ class TestCut:
         with RawServer(hang) as server:
             client = client_of(server.url, stopping=stopping)
             listing = pool.submit(client.list_batch, BATCH)
-            eventually(lambda: len(server.requests) == 1)
+            wait_for(lambda: len(server.requests) == 1)
             stopping.set()
             client.cut()
             assert type(listing.exception(SOON)) is Stopped
@@ -407,7 +401,7 @@ class TestStop:
         directory.faults([{"kind": "rate_limit", "call": "list", "retry_after": 100}])
         stopping = threading.Event()
         listing = pool.submit(client_of(directory.url, stopping=stopping).list_batch, BATCH)
-        eventually(lambda: len(directory.calls("list")) == 1)
+        wait_for(lambda: len(directory.calls("list")) == 1)
         stopping.set()
         assert type(listing.exception(SOON)) is Stopped
 

@@ -13,7 +13,8 @@ import pytest
 from settings import WORKER_THREADS
 from tests.directory import Directory
 from tests.hospitals import assert_exactly_once, csv_of
-from tests.running import PATIENCE, RunningService
+from tests.patience import wait_for
+from tests.running import RunningService
 
 CSV = csv_of(2)
 BATCH_KEYS = [
@@ -49,13 +50,8 @@ def impatient_service(shared_directory: Directory) -> Iterator[RunningService]:
 
 def when_ended(service: RunningService, path: str) -> dict[str, Any]:
     """The batch at this path as soon as it has ended."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        batch: dict[str, Any] = service.get(path).json()
-        if batch["status"] != "processing":
-            return batch
-        time.sleep(0.05)
-    raise AssertionError(f"It did not end: {batch}")
+    batch: dict[str, Any] = wait_for(lambda: service.get(path).json(), lambda it: it["status"] != "processing")
+    return batch
 
 
 def test_an_upload_is_answered_when_the_batch_has_ended(service: RunningService, directory: Directory) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
@@ -15,9 +14,7 @@ from runner import Runner
 from settings import Settings
 from store import MemoryStore
 from tests.directory import Directory
-
-# No test waits longer for a batch, even where a process is not let run for seconds.
-PATIENCE = 60.0
+from tests.patience import PATIENCE, wait_for
 
 
 def hospitals(count: int, tag: str = "Hospital") -> tuple[Row, ...]:
@@ -74,14 +71,12 @@ class Uploads:
 
     def when(self, batch_id: str, holds: Callable[[Batch], bool]) -> Batch:
         """The batch as soon as something holds of it while it runs."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            batch = self.store.get(batch_id)
-            assert not batch.ended, f"It ended before: {batch}"
-            if holds(batch):
-                return batch
-            time.sleep(0.01)
-        raise AssertionError(f"That never came: {self.store.get(batch_id)}")
+        return wait_for(lambda: self._running(batch_id), holds)
+
+    def _running(self, batch_id: str) -> Batch:
+        batch = self.store.get(batch_id)
+        assert not batch.ended, f"It ended before: {batch}"
+        return batch
 
     def when_waiting_for(self, batch_id: str, what: WaitingFor) -> Batch:
         """The batch as soon as it says that it waits for `what`."""
