@@ -16,7 +16,7 @@ run-cluster: $(VENV)/installed  ## serve from several processes over a PostgreSQ
 	@exec $(BIN)/python run_cluster.py
 
 test: $(VENV)/installed  ## run all tests
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed  ## check style and types
 	$(BIN)/ruff check .

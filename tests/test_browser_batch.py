@@ -138,7 +138,7 @@ def test_a_directory_that_sleeps_is_said_to(directory: Directory, visit: Visits)
 def test_a_closed_window_of_the_directory_is_said_and_the_seconds_count_down(
     directory: Directory, visit: Visits
 ) -> None:
-    with RunningService(directory.url, directory_create_limit="3/6") as service:
+    with RunningService(directory.url, directory_create_limit="3/9") as service:
         page = visit(service.url)
         upload(page, csv_of(5, "Limited"))
         expect(page.locator("#notes .note")).to_contain_text("The directory takes only so many hospitals a minute")
@@ -146,7 +146,7 @@ def test_a_closed_window_of_the_directory_is_said_and_the_seconds_count_down(
         left = page.locator("#seconds")
         words = left.inner_text()
         first = int(words.removesuffix(" seconds"))
-        assert 2 <= first <= 6 + 1 + 5  # the window, what is spared of it, and a create
+        assert 2 <= first <= 9 + 1 + 5  # the window, what is spared of it, and a create
         expect(left).not_to_have_text(words)
         assert re.fullmatch(r"\d+ seconds?", left.inner_text())
         assert int(left.inner_text().split()[0]) < first
@@ -427,7 +427,7 @@ def test_a_batch_is_rolled_back_while_it_runs(
     running = upload(page, csv_of(12, "Stopped"))
     page.get_by_text("Roll back this batch").click()
     expect(page.locator("tr.created").first).to_be_visible()
-    directory.settings(create_seconds=5)  # the roll back waits for the one that is then in flight
+    directory.settings(create_seconds=10)  # the roll back waits for the one that is then in flight
     shown = page.locator("tr.created").count()
     expect(page.locator("tr.created").nth(shown)).to_be_visible()
     sure = button(page, "Yes, delete these hospitals")

@@ -131,11 +131,17 @@ def keep(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[PostgresStore, L
 
         def keep(store: PostgresStore, lease: Lease, on_removal: Callable[[], object]) -> None:
             keeper = LeaseKeeper(store)
-            stack.callback(keeper.stop)
+            stack.callback(end, keeper)
             stack.enter_context(keeper.keeping(lease, on_removal))
             keeper.start()
 
         yield keep
+
+
+def end(keeper: LeaseKeeper) -> None:
+    """Stop it and wait until it asks the store no more, which is closed next."""
+    keeper.stop()
+    wait_for(lambda: "leases" not in [thread.name for thread in threading.enumerate()])
 
 
 Keep = Callable[[PostgresStore, Lease, Callable[[], object]], None]

@@ -385,7 +385,7 @@ class TestWaiting:
         self, directory: Directory, call: str
     ) -> None:
         # That creates wait is noticed twice a second.
-        directory.faults([{"kind": "refuse", "seconds": 2, "call": call}])
+        directory.faults([{"kind": "refuse", "seconds": 3, "call": call}])
         with Uploads(directory, max_concurrent_creates=2) as uploads:
             batch_id = uploads.start()
             waiting = uploads.when_waiting_for(batch_id, WaitingFor.DIRECTORY)
@@ -634,6 +634,7 @@ class TestSharing:
         assert min(batch.completed_at.timestamp() for batch in ended if batch.completed_at) < sent[30]["started"]
 
     def test_a_small_batch_passes_a_big_one(self, directory: Directory) -> None:
+        directory.settings(create_seconds=0.3)
         with Uploads(directory, max_concurrent_creates=2) as uploads:
             big = uploads.start(20, "Big")
             uploads.when(big, lambda _: creates(directory) > 2)
