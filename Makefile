@@ -30,7 +30,7 @@ format: $(VENV)/installed  ## put the code into its format
 bench: $(VENV)/installed  ## measure what the service must reach; takes 6 to 8 minutes
 	$(BIN)/python -m bench
 
-clean:  ## remove what the other targets made
+clean:  ## remove what the other targets made, but for the batches in hospitals.db
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/installed: requirements.txt requirements-postgres.txt requirements-dev.txt embedded_directory/requirements.txt

@@ -20,7 +20,7 @@ from batch import Row, RowStatus, WaitingFor
 from directory_errors import BatchFull, DirectoryError, NotLetIn, NotSent, OutcomeUnknown, Rejected, Stopped
 from hospital_client import Fence, Hospital, HospitalClient, no_fence
 from ledger import Ledger
-from metrics import DOUBLES_REMOVED, SETTLED, UNKNOWN, Call, Settled
+from metrics import DOUBLES_REMOVED, SETTLED, UNKNOWN, Settled, UnsureCall
 from reconcile import Found, reconcile
 from retries import PATIENCE_SECONDS, Tell, doubling_wait
 from settings import Settings
@@ -59,7 +59,7 @@ class DirectoryBatch:
         self._full: dict[int, BatchFull] = {}
         self._why_unknown: dict[int, str] = {}
         # Each unknown outcome, with what tells from a listing how it came out.
-        self._unsettled: deque[tuple[Call, Settle]] = deque()
+        self._unsettled: deque[tuple[UnsureCall, Settle]] = deque()
 
     def create(self, row: Row) -> None:
         """Create one row and report its outcome, on any thread. Raises `NotLetIn` alone, when it may be sent again."""
@@ -81,7 +81,7 @@ class DirectoryBatch:
             self._ledger.report(replace(row, status=RowStatus.FAILED, error_message=str(rejected)))
         except Exception as error:
             logger.warning("outcome unknown: %s", _named(error), exc_info=_unexpected(error))
-            self._note_unknown(Call.CREATE, lambda found: _settled_row(row, found))
+            self._note_unknown(UnsureCall.CREATE, lambda found: _settled_row(row, found))
             self._why_unknown[row.row] = str(error)
             self._unknown_at = time.monotonic()
         else:
@@ -127,7 +127,7 @@ class DirectoryBatch:
             return str(error)
         except OutcomeUnknown as error:
             logger.warning("activation unknown: %s", error)
-            self._note_unknown(Call.ACTIVATE, lambda found: _done_if(found.is_all_active(total)))
+            self._note_unknown(UnsureCall.ACTIVATE, lambda found: _done_if(found.is_all_active(total)))
             self._unknown_at = time.monotonic()
             # Mostly it was done and only the answer was lost: then there is nothing to wait out.
             found = self._list()
@@ -143,7 +143,7 @@ class DirectoryBatch:
             self._patiently(lambda tell: self._client.delete_batch(self._id, tell, self._fence))
         except OutcomeUnknown as error:
             logger.warning("deletion unknown: %s", error)
-            self._note_unknown(Call.DELETE, lambda found: _done_if(found.is_empty))
+            self._note_unknown(UnsureCall.DELETE, lambda found: _done_if(found.is_empty))
             self._unknown_at = time.monotonic()
 
     def is_empty(self) -> bool:
@@ -173,11 +173,11 @@ class DirectoryBatch:
                 self._client.delete_hospital(double.id)
             except DirectoryError as error:
                 if isinstance(error, OutcomeUnknown):
-                    self._note_unknown(Call.DELETE, partial(_settled_double, double))
+                    self._note_unknown(UnsureCall.DELETE, partial(_settled_double, double))
                 return error
         return None
 
-    def _note_unknown(self, call: Call, settle: Settle) -> None:
+    def _note_unknown(self, call: UnsureCall, settle: Settle) -> None:
         UNKNOWN[call].inc()
         self._unsettled.append((call, settle))
 

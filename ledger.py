@@ -35,7 +35,7 @@ class Ledger:
         self._unsaved: set[int] = set()
         self._reports: deque[Row] = deque()
         self._waiting_for = batch.waiting_for
-        self._expected_end = batch.created_at
+        self._expected_end = batch.created_at  # long ago, so that the first estimate is told
         self.waited_seconds = 0.0
         self._stands_still: tuple[WaitingFor, float] | None = None
 

@@ -32,7 +32,11 @@ class _Live:
         parts, now = self.parts, self.parts.runner.activity
         return (
             ("batches_running", "Batches that this process works on.", now.batches_running),
-            ("batches_running_limit", "MAX_RUNNING_BATCHES.", parts.settings.max_running_batches),
+            (
+                "batches_running_limit",
+                "MAX_RUNNING_BATCHES, of all processes together.",
+                parts.settings.max_running_batches,
+            ),
             ("rows_waiting", "Rows that wait for their turn to be sent to the directory.", now.rows_waiting),
             ("creates_in_flight", "Creates that the directory has not answered yet.", now.creates_in_flight),
             ("creates_held", "1 while no create goes out, since the directory refuses them, else 0.", now.creates_held),

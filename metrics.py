@@ -38,7 +38,7 @@ class Again(StrEnum):
     UNKNOWN = "unknown_outcome"
 
 
-class Call(StrEnum):
+class UnsureCall(StrEnum):
     """What was asked of the directory when the outcome became unknown."""
 
     CREATE = "create"
@@ -95,7 +95,7 @@ _unknown = Counter(
     "Calls to the directory of which nobody knew whether they were carried out: lost or late answers, 5xx, garbage.",
     ["call"],
 )
-UNKNOWN = {call: _unknown.labels(call) for call in Call}
+UNKNOWN = {call: _unknown.labels(call) for call in UnsureCall}
 
 _settled = Counter(
     "hospital_bulk_unknown_outcomes_settled",
@@ -104,9 +104,9 @@ _settled = Counter(
 )
 SETTLED = {
     (call, outcome): _settled.labels(call, outcome)
-    for call in Call
+    for call in UnsureCall
     for outcome in Settled
-    if call is Call.CREATE or outcome is not Settled.DOUBLE
+    if call is UnsureCall.CREATE or outcome is not Settled.DOUBLE
 }
 
 DOUBLES_REMOVED = Counter(
@@ -123,7 +123,7 @@ WAITED_SECONDS = {what: _waited.labels(what) for what in WaitingFor}
 
 FILES_REFUSED = Counter(
     "hospital_bulk_files_refused",
-    "Uploads refused because of errors in their CSV; nothing of them was created.",
+    "Files refused because of errors in them, uploaded or sent to resume a batch.",
 )
 
 HTTP_REQUESTS = Counter(

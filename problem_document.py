@@ -9,6 +9,8 @@ PROBLEM_TYPE = "application/problem+json"
 
 # What a caller is told who may try again.
 RETRY_AFTER_SECONDS = "5"
+# What is told of an error in this service.
+FAILURE_DETAIL = "An error in this service; its log says which. Nothing is known to be wrong with what you sent."
 
 
 def problem_document(status: HTTPStatus, detail: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from werkzeug.exceptions import (
 )
 
 from logs import logged_path
-from problem_document import PROBLEM_TYPE, RETRY_AFTER_SECONDS, problem_document
+from problem_document import FAILURE_DETAIL, PROBLEM_TYPE, RETRY_AFTER_SECONDS, problem_document
 from store import StoreError
 
 logger = logging.getLogger(__name__)
@@ -114,9 +114,4 @@ def _answer_store_error(error: StoreError) -> Response:
 
 def _answer_failure(error: Exception) -> Response:
     logger.error("%s %s failed", request.method, logged_path(request.path), exc_info=error)
-    return _answer(
-        Problem(
-            HTTPStatus.INTERNAL_SERVER_ERROR,
-            "An error in this service; its log says which. Nothing is known to be wrong with what you sent.",
-        )
-    )
+    return _answer(Problem(HTTPStatus.INTERNAL_SERVER_ERROR, FAILURE_DETAIL))

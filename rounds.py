@@ -1,7 +1,8 @@
 """The run of one batch towards its goal: rounds of creating, looking and activating, or the removal of the batch.
 
 A row whose outcome is unknown is never sent again before the directory was asked what it holds, and that is asked only
-when a create that was still under way there must have come to its end. So no row is created twice, whatever was lost.
+when a create that was still under way there must have come to its end. So no row is created twice, unless the
+directory carries a create out later than `DIRECTORY_DELAY_SECONDS`.
 """
 
 from __future__ import annotations
@@ -168,7 +169,10 @@ class Run:
         except Exception:
             logger.exception("the run broke off")
             self._rest()
-            return BatchStatus.INTERRUPTED, "An error in this service stopped the batch; its log says which."
+            return (
+                BatchStatus.INTERRUPTED,
+                f"An error in this service stopped the batch; its log says which. {_WHAT_TO_DO[goal]}",
+            )
 
     def _end(self, goal: Goal, status: BatchStatus, message: str | None) -> None:
         with self._turning:

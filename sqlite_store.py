@@ -28,7 +28,8 @@ class SqliteStore(SqlStore):
 
     def __init__(self, url: str) -> None:
         self._path = Path(make_url(url).database or "")
-        self._engine = create_engine(url, pool_size=16)
+        # What hospitals are called is for no log.
+        self._engine = create_engine(url, pool_size=16, hide_parameters=True)
         event.listen(self._engine, "connect", _set_pragmas)
         event.listen(self._engine, "begin", _begin)
         self._writer = self._engine.execution_options(writes=True)

@@ -126,5 +126,5 @@ def _refused(code: str, message: str) -> Problem:
 
 
 def _clean_filename(filename: str) -> str:
-    """The name without control characters, short enough to be shown and logged."""
+    """The name without control characters, short enough to be shown."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "", filename)[:MAX_FILENAME]

@@ -75,6 +75,7 @@ class PostgresStore(SqlStore):
             max_overflow=POOL_OVERFLOW,
             pool_timeout=POOL_SECONDS,
             pool_pre_ping=True,
+            hide_parameters=True,  # what hospitals are called is for no log
             connect_args=CONNECT_OPTIONS | {"cursor_factory": _Cursor},
         )
         event.listen(self.engine, "connect", _set_up_session)

@@ -1,7 +1,8 @@
 """The queue of batches that are to be run, shared by all machines: Procrastinate's, on the service's PostgreSQL.
 
 A job is put there in the transaction that stores the beginning of a run, so there is neither a batch without a job nor
-a job without a batch. Jobs of one batch share a lock: never are two of them worked off at once.
+a job without a batch. Jobs of one batch share a lock, so only one of them is worked off at a time; after a worker was
+taken for dead there may be two, and the epoch of each run says which one counts.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from random import Random
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 
 from embedded_directory.journal import CallKind
 
@@ -137,8 +137,6 @@ Fault = Annotated[
     Refuse | Drop | Error | Hang | Drip | Late | Garbage | RateLimit | Sleep | Restart | Lose | HalfActivate,
     Field(discriminator="kind"),
 ]
-
-FAULT_LIST: TypeAdapter[list[Fault]] = TypeAdapter(list[Fault])
 
 
 class _Armed:

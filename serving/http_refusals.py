@@ -9,7 +9,7 @@ from http import HTTPStatus
 from gunicorn.http import errors
 
 from logs import REQUEST_ID_HEADER
-from problem_document import PROBLEM_TYPE, RETRY_AFTER_SECONDS, problem_document
+from problem_document import FAILURE_DETAIL, PROBLEM_TYPE, RETRY_AFTER_SECONDS, problem_document
 from serving.arriving_request import NoHostError, TooManyChunksError
 
 
@@ -42,10 +42,7 @@ STOPPING = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "The service is being stopped
 CROWDED = Refusal(
     HTTPStatus.SERVICE_UNAVAILABLE, "Too much is being sent to the service at the moment; send the request again."
 )
-FAILURE = Refusal(
-    HTTPStatus.INTERNAL_SERVER_ERROR,
-    "An error in this service; its log says which. Nothing is known to be wrong with what you sent.",
-)
+FAILURE = Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, FAILURE_DETAIL)
 
 # The first that fits counts.
 _REFUSALS: tuple[tuple[type[Exception], Refusal], ...] = (

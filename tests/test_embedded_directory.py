@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from pydantic import TypeAdapter
 
-from embedded_directory.faults import FAULT_LIST, Faults
+from embedded_directory.faults import Fault, Faults
 from embedded_directory.journal import kind_of
 from embedded_directory.limits import FixedWindows, Limit
 from embedded_directory.settings import SettingsError, read_settings
@@ -34,6 +35,7 @@ FULL = {"detail": "Batch cannot exceed 20 hospitals"}
 LONG = 3600
 # A test sees what lasts so long, also when it is not let run for a while.
 A_WHILE = 2.0
+FAULT_LIST: TypeAdapter[list[Fault]] = TypeAdapter(list[Fault])
 
 
 @pytest.fixture(scope="module")

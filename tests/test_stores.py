@@ -18,6 +18,7 @@ from unittest.mock import patch
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.exc import IntegrityError
 
 from batch import Batch, BatchStatus, Goal, IdempotencyKey, Row, RowStatus, WaitingFor, rows_digest
 from cluster.postgres_store import PostgresStore
@@ -118,6 +119,16 @@ def batches_alive() -> int:
 
 def numbers(page: list[Batch]) -> list[int]:
     return [int(batch.batch_id.removeprefix("batch-")) for batch in page]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_what_a_database_complains_of_names_no_hospital(kind: str, request: pytest.FixtureRequest) -> None:
+    with opened(kind, request) as store, pytest.raises(IntegrityError) as complaint:
+        store.add(replace(batch_of(1), rows=(ROWS[0], ROWS[0])))
+    assert "INSERT INTO rows" in str(complaint.value)
+    for error in (complaint.value, complaint.value.__cause__):
+        assert ROWS[0].name not in str(error)
+        assert ROWS[0].address not in str(error)
 
 
 class TestOneBatch:
