@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from enum import Enum, auto
 from typing import Any
 
@@ -30,7 +31,8 @@ class State(Enum):
 class AnswerSocket(socket.socket):
     """A socket that keeps what the client does not take at once, so that no thread waits until it does.
 
-    Of more than `MAX_UNSENT_BYTES` the thread does wait, at most `patience_seconds` for each piece of an answer.
+    While there is more than `MAX_UNSENT_BYTES` the thread does wait, at most `patience_seconds` for each piece of an
+    answer.
     """
 
     def __init__(self, accepted: socket.socket, patience_seconds: float) -> None:
@@ -44,10 +46,19 @@ class AnswerSocket(socket.socket):
         self.unsent += data
         self.send_on()
         if len(self.unsent) > MAX_UNSENT_BYTES:
-            self.settimeout(self._patience_seconds)
-            super().sendall(self.unsent, flags)
+            self._wait_until_taken(flags)
+
+    def _wait_until_taken(self, flags: int) -> None:
+        give_up_at = time.monotonic() + self._patience_seconds
+        try:
+            while len(self.unsent) > MAX_UNSENT_BYTES:
+                self.settimeout(max(give_up_at - time.monotonic(), 0.001))
+                del self.unsent[: self.send(self.unsent, flags)]
+        except OSError:
+            self.unsent.clear()  # the answer is broken off: nobody is to wait for the rest of it
+            raise
+        finally:
             self.setblocking(False)
-            self.unsent.clear()
 
     def send_on(self) -> None:
         """Send what the client takes now of what was kept. Raises `OSError`."""
