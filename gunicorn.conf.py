@@ -50,8 +50,7 @@ MASTER_GONE_SECONDS = 0.5
 
 def when_ready(_: Arbiter) -> None:
     """Ignore what would start a second worker, which could not have what the first one holds."""
-    for signal_number in (signal.SIGHUP, signal.SIGTTIN, signal.SIGUSR2):
-        signal.signal(signal_number, signal.SIG_IGN)
+    _ignore(signal.SIGHUP, signal.SIGTTIN, signal.SIGUSR2)
 
 
 def post_worker_init(worker: Worker) -> None:
@@ -80,8 +79,15 @@ def post_worker_init(worker: Worker) -> None:
     threading.Thread(target=stop_when_told, name="stop", daemon=True).start()
     for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(signal_number, handle)
+    # What is sent to the whole group, as when a terminal is closed, would end it at once or have it stand still.
+    _ignore(signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
     if worker.alive:  # and was not told to stop while it loaded
         _start(parts, worker)
+
+
+def _ignore(*signal_numbers: signal.Signals) -> None:
+    for signal_number in signal_numbers:
+        signal.signal(signal_number, signal.SIG_IGN)
 
 
 def _start(parts: Service, worker: Worker) -> None:

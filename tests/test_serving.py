@@ -100,6 +100,18 @@ def test_there_is_one_process_whatever_the_host_asks_for(directory: Directory) -
         assert service.upload(csv_of(1)).json()["status"] == "completed"
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU])
+def test_other_signals_to_all_its_processes_change_nothing(directory: Directory, number: signal.Signals) -> None:
+    directory.settings(create_seconds=2)
+    with RunningService(directory.url) as service, waiting_caller(service) as caller:
+        wait_for(lambda: len(directory.calls("create")) == 3)
+        before = children_of(service.process.pid)
+        for pid in (service.process.pid, *before):
+            os.kill(pid, number)
+        assert caller.result(PATIENCE).json()["status"] == "completed"
+        assert children_of(service.process.pid) == before
+
+
 # Ending
 
 
@@ -258,8 +270,8 @@ def test_the_launcher_says_where_to_look_and_how_to_upload() -> None:
 
 @pytest.mark.parametrize(
     ("number", "to_group"),
-    [(signal.SIGINT, True), (signal.SIGTERM, False)],
-    ids=["Ctrl-C in a terminal", "SIGTERM"],
+    [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGHUP, True)],
+    ids=["Ctrl-C in a terminal", "SIGTERM", "the terminal is closed"],
 )
 def test_the_launcher_ends_cleanly(number: signal.Signals, to_group: bool) -> None:
     with Launched(free_port()) as launched:
