@@ -94,6 +94,10 @@ class Hold:
         self.reason, self._tried_at = None, None
         return True
 
+    def not_tried(self) -> None:
+        """Note that the one that was to be tried was not sent: another is tried at once."""
+        self._tried_at = None
+
     def on_time(self, now: float) -> None:
         """Count the one tried as let in when it was not refused for long enough."""
         if self._tried_at is not None and not self.needs_knock and now >= self._tried_at + LET_IN_SECONDS:

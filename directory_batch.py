@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import logs
 from batch import Row, RowStatus, WaitingFor
-from directory_errors import BatchFull, DirectoryError, NotLetIn, NotSent, OutcomeUnknown, Rejected, Stopped
+from directory_errors import BatchFull, DirectoryError, NotLetIn, NotSent, OutcomeUnknown, Rejected, Stopped, Withheld
 from hospital_client import Fence, Hospital, HospitalClient, no_fence
 from ledger import Ledger
 from metrics import DOUBLES_REMOVED, SETTLED, UNKNOWN, Settled, UnsureCall
@@ -62,12 +62,15 @@ class DirectoryBatch:
         self._unsettled: deque[tuple[UnsureCall, Settle]] = deque()
 
     def create(self, row: Row) -> None:
-        """Create one row and report its outcome, on any thread. Raises `NotLetIn` alone, when it may be sent again."""
+        """Create one row and report its outcome, on any thread.
+
+        Raises `NotLetIn` when it may be sent again, `Withheld` when it was not sent, and nothing else.
+        """
         logs.row_number.set(row.row)
         try:
             self._fence()
-        except (Stopped, TakenOverError):
-            return  # it is not sent
+        except (Stopped, TakenOverError) as error:
+            raise Withheld from error
         try:
             hospital = self._client.create(self._id, row.name, row.address, row.phone)
         except NotLetIn as error:

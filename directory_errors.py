@@ -23,6 +23,10 @@ class RateLimited(NotLetIn):
         self.retry_after = retry_after
 
 
+class Withheld(Exception):
+    """The row was not sent: the service stops, or another process has its batch."""
+
+
 class Rejected(DirectoryError):
     """The directory refused, in its own words: the same call will be refused again."""
 

@@ -84,8 +84,9 @@ class Answer:
 class HospitalClient:
     """The calls of the directory that a batch needs; every method may be called from any thread.
 
-    Every call takes at most `DIRECTORY_TIMEOUT_SECONDS`, a body that drips included; to wake the directory, 90 s a try.
-    `stopping` ends the waits between two tries with `Stopped`. Calls raise the types of `directory_errors`.
+    Every call takes at most `DIRECTORY_TIMEOUT_SECONDS` once there is a connection, a body that drips included; to wake
+    the directory, 90 s a try. `stopping` ends the waits between two tries with `Stopped`. Calls raise the types of
+    `directory_errors`.
     """
 
     def __init__(self, settings: Settings, stopping: threading.Event) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from batch import Row, WaitingFor
 from create_hold import Hold
-from directory_errors import DirectoryError, NotLetIn, NotSent
+from directory_errors import DirectoryError, NotLetIn, NotSent, Withheld
 from metrics import count_again
 from rate_limit import CreateWindow, Window
 from retries import PATIENCE_SECONDS
@@ -35,9 +35,10 @@ USUAL_CREATE_SECONDS = 5.0
 class Lane:
     """The rows of one batch that are to be created.
 
-    `create` makes the call for one row and keeps its outcome; it raises nothing but `NotLetIn`. `rested` is set when no
-    row is in flight and none will be sent any more; those left in `waiting` then were not sent, `given_up` says why
-    (None when they were withdrawn). `context` is that of whoever made the lane: each create has a copy of it.
+    `create` makes the call for one row and keeps its outcome; it raises nothing but `NotLetIn` and `Withheld`. `rested`
+    is set when no row is in flight and none will be sent any more; those left in `waiting` then were not sent,
+    `given_up` says why (None when they were withdrawn). `context` is that of whoever made the lane: each create has a
+    copy of it.
     """
 
     def __init__(self, rows: Iterable[Row], create: Callable[[Row], None], batch_created_at: datetime) -> None:
@@ -182,14 +183,14 @@ class Pacer:
         """Create a row, then whichever row is next, until none may go: on a thread of the pool."""
         while send is not None:
             started_at = self._clock()
-            refusal: NotLetIn | None = None
+            problem: NotLetIn | Withheld | None = None
             try:
                 # A copy, since a context is for one thread at a time.
                 send.lane.context.copy().run(send.lane.create, send.row)
-            except NotLetIn as error:
-                refusal = error
+            except (NotLetIn, Withheld) as error:
+                problem = error
             with self._lock:
-                self._note(send, refusal, started_at)
+                self._note(send, problem, started_at)
                 self._in_flight -= 1
                 send = self._next()
                 if send is not None:
@@ -197,20 +198,23 @@ class Pacer:
                 elif self._lanes:
                     self._send_what_may_go()
 
-    def _note(self, send: _Send, refusal: NotLetIn | None, started_at: float) -> None:
+    def _note(self, send: _Send, problem: NotLetIn | Withheld | None, started_at: float) -> None:
         now, lane = self._clock(), send.lane
         was_the_try = self._hold.is_out(send.try_number)
         lane.in_flight -= 1
-        if refusal is None:
+        if problem is None:
             self._measure(now - started_at)
             if self._hold.let_in(now, was_the_try):
                 self._send_what_may_go()
+        elif isinstance(problem, Withheld):
+            if was_the_try:
+                self._hold.not_tried()
         else:
-            count_again(refusal)
+            count_again(problem)
             lane.waiting.appendleft(send.row)
-            if isinstance(refusal, NotSent):
+            if isinstance(problem, NotSent):
                 self._window.give_back(send.token)
-            self._hold.refused(refusal, now, was_the_try)
+            self._hold.refused(problem, now, was_the_try)
         if not lane.in_flight and (not lane.waiting or lane not in self._lanes):
             self._close(lane)
 

@@ -21,7 +21,7 @@ from werkzeug.exceptions import (
 
 from logs import logged_path
 from problem_document import FAILURE_DETAIL, PROBLEM_TYPE, RETRY_AFTER_SECONDS, problem_document
-from store import StoreError
+from store import BatchNotFoundError, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ def register_problems(app: Flask) -> None:
     """Answer every refusal and every failure of `app` as a problem."""
     app.register_error_handler(Problem, _answer)
     app.register_error_handler(HTTPException, _answer_http_exception)
+    app.register_error_handler(BatchNotFoundError, _answer_no_batch)
     app.register_error_handler(StoreError, _answer_store_error)
     app.register_error_handler(Exception, _answer_failure)
 
@@ -104,6 +105,12 @@ def _answer_http_exception(error: HTTPException) -> Response:
             # Nothing that the page of other refusals links to would be answered, and no address can be made up for it.
             page = BadRequest(detail).get_body
     return _answer(Problem(status, detail, headers=headers, page=page))
+
+
+def _answer_no_batch(error: BatchNotFoundError) -> Response:
+    return _answer(
+        Problem(HTTPStatus.NOT_FOUND, f"There is no batch {str(error)[:100]}. /batches lists those there are.")
+    )
 
 
 def _answer_store_error(error: StoreError) -> Response:

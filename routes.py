@@ -218,7 +218,8 @@ def _check_directory() -> None:
 def _reading() -> Iterator[None]:
     """Take one of the few places in which a form or a file is read. Raises `Problem` when too much is to be read."""
     places = service().large_places
-    is_large = (request.content_length or LARGE_BYTES) >= LARGE_BYTES
+    # What comes in chunks does not say how long it is.
+    is_large = "Transfer-Encoding" in request.headers or (request.content_length or 0) >= LARGE_BYTES
     if is_large and not places.acquire(blocking=False):
         raise unavailable("Too many large files are being read at the moment, so nothing was done. Send it again.")
     try:
@@ -235,12 +236,7 @@ def _read(upload: Upload) -> CsvReading:
 
 
 def _find(batch_id: str) -> Batch:
-    try:
-        batch = service().store.get(batch_id)
-    except BatchNotFoundError:
-        raise Problem(
-            HTTPStatus.NOT_FOUND, f"There is no batch {batch_id[:100]}. /batches lists those there are."
-        ) from None
+    batch = service().store.get(batch_id)
     logged_batch_id.set(batch_id)
     return batch
 

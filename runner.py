@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from hospital_client import HospitalClient
 from pacing import Pacer
 from rounds import Run, RunContext
 from settings import Settings
-from store import KeyTakenError, Store, StoreError, TooManyBatchesError, WrongStatusError
+from store import BatchNotFoundError, KeyTakenError, Store, StoreError, TooManyBatchesError, WrongStatusError
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 10.0
 # A run that ends is gone in a moment, unless the store does not take how it ended.
 ENDING_SECONDS = 5.0
+# Who has begun a batch asks for it the next moment. By then it may have ended and, where few are kept, be forgotten.
+ENDED_KNOWN_SECONDS = 10.0
 
 RESUMABLE = (BatchStatus.FAILED, BatchStatus.INTERRUPTED)
 REMOVABLE = (BatchStatus.COMPLETED, *RESUMABLE)
@@ -95,6 +98,7 @@ class Runner:
         self._context = RunContext(settings, store, self._client, self._pacer, self.stopping)
         self._pool = ThreadPoolExecutor(settings.max_running_batches, thread_name_prefix="batch")
         self._runs: dict[str, Run] = {}
+        self._just_ended: dict[str, tuple[float, Batch]] = {}  # with when, the first to end first
         self._lock = threading.Lock()
         self._run_left = threading.Condition(self._lock)
 
@@ -120,8 +124,8 @@ class Runner:
     def resume(self, batch_id: str, mend: Mend = lambda batch: batch.rows) -> None:
         """Go on where the batch stopped, its failed rows as `mend` leaves them; returns at once."""
         with self._lock:
-            self._check_room()
             self._let_ended_run_leave(batch_id)
+            self._check_room()
             before = self._store.get(batch_id)
             resumable = self._with_lost(batch_id, RESUMABLE)
             if before.status not in resumable:
@@ -162,11 +166,17 @@ class Runner:
         """
         with self._lock:  # else one that is just begun could pass for one that has no run
             run = self._runs.get(batch_id)
+            _, just_ended = self._just_ended.get(batch_id, (0.0, None))
         if run is not None:
             run.released.wait(seconds)
             if run.ended_as is not None:
                 return run.ended_as
-        return self._store.get(batch_id)
+        try:
+            return self._store.get(batch_id)
+        except BatchNotFoundError:
+            if just_ended is None:
+                raise
+            return just_ended
 
     def knock(self, timeout: float) -> None:
         """Ask the directory whether it is there. Raises `DirectoryError` when it is not, or not in so many seconds."""
@@ -216,7 +226,16 @@ class Runner:
         finally:
             with self._lock:
                 del self._runs[run.batch_id]
+                self._note_ended(run)
                 self._run_left.notify_all()
+
+    def _note_ended(self, run: Run) -> None:
+        now, known = time.monotonic(), self._just_ended
+        while known and now - next(iter(known.values()))[0] > ENDED_KNOWN_SECONDS:
+            del known[next(iter(known))]
+        if run.ended_as is not None:
+            known.pop(run.batch_id, None)
+            known[run.batch_id] = now, run.ended_as
 
 
 def activity_of(client: HospitalClient, pacer: Pacer | None, batches_running: int) -> Activity:

@@ -16,7 +16,7 @@ class StoreError(Exception):
 
 
 class BatchNotFoundError(LookupError):
-    """No batch has this id."""
+    """No batch has the id that is its text."""
 
 
 class KeyTakenError(Exception):

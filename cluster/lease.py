@@ -6,6 +6,7 @@ it comes back its leases have run out, and nothing leaves before the store has s
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,9 @@ from batch import Goal
 from cluster.postgres_store import Claim, PostgresStore, RunState
 from cluster.repeating import Repeating
 from directory_errors import Stopped
-from store import TakenOverError
+from store import StoreError, TakenOverError
+
+logger = logging.getLogger(__name__)
 
 RENEW_EVERY_SECONDS = 1.0
 # How long after a look into the store something may leave.
@@ -108,4 +111,7 @@ class LeaseKeeper:
         for lease, on_removal in leases.items():
             state = states.get(lease.batch_id)
             if state is not None and state.goal is Goal.REMOVE:
-                on_removal()
+                try:
+                    on_removal()
+                except (StoreError, TakenOverError) as error:  # the other runs are told all the same
+                    logger.warning("batch %s is not turned to its removal yet: %s", lease.batch_id, error)

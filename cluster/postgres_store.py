@@ -98,7 +98,7 @@ class PostgresStore(SqlStore):
                 f"The database was written by a newer version of this service (schema {error.version}): "
                 "start that version, or name another database in DATABASE_URL."
             ) from error
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, psycopg.Error) as error:
             reason = " ".join(str(getattr(error, "orig", error)).split()).rstrip(".")
             raise StoreError(f"The database of DATABASE_URL cannot be used: {reason}.") from error
 

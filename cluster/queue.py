@@ -18,6 +18,7 @@ from typing import Any
 
 import psycopg
 from procrastinate import App, BaseRetryStrategy, RetryDecision, SyncPsycopgConnector
+from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job, Status
 from procrastinate.schema import SchemaManager
 from psycopg.conninfo import make_conninfo
@@ -25,6 +26,8 @@ from sqlalchemy import Connection, func, make_url, select
 
 import logs
 from cluster.connector import PatientConnector, first_line, make_pool
+from sql_store import AWAY
+from store import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +70,15 @@ def defer(connection: Connection, batch_id: str, settled_after: int | None) -> N
     """Put the job of a batch into the queue.
 
     `settled_after` is the run after which nothing of the batch was under way in the directory, 0 when there was none
-    yet, None when that is not known.
+    yet, None when that is not known. Raises `StoreError`.
     """
-    _deferring.configure_task(
+    task = _deferring.configure_task(
         RUN_TASK, queue=BATCHES, lock=batch_id, connection=_driver(connection), allow_unknown=True
-    ).defer(batch_id=batch_id, settled_after=settled_after)
+    )
+    try:
+        task.defer(batch_id=batch_id, settled_after=settled_after)
+    except ConnectorException as error:
+        raise StoreError(AWAY) from error
 
 
 class QueueWorker:

@@ -13,6 +13,7 @@ import pytest
 from tests.directory import Directory
 from tests.hospitals import csv_of
 from tests.local_service import LocalService, problem
+from tests.patience import wait_for
 from tests.running import RunningService
 
 CALLERS = 200
@@ -23,10 +24,11 @@ def test_many_who_ask_whether_a_silent_directory_is_there_leave_threads_for_othe
         host, port = silent.getsockname()
         with RunningService(f"http://{host}:{port}") as service:
             asked = [pool.submit(service.get, "/ready?directory=true") for _ in range(CALLERS)]
-            time.sleep(0.5)
+            # All are told at once that others are finding out, but for the few that are.
+            wait_for(lambda: sum(future.done() for future in asked) >= CALLERS - 4)
             started_at = time.monotonic()
             assert service.get("/health").ok
-            # They wait for 10 s each.
+            # Those few wait for 10 s.
             assert time.monotonic() - started_at < 9
             assert service.stop() == 0  # which ends also those who still wait
         answers = [future.result() for future in asked]
@@ -56,6 +58,15 @@ def test_when_many_large_files_are_read_another_is_told_to_come_again(
 def test_a_small_file_is_read_beside_any_number_of_large_ones(full_of_large_files: LocalService) -> None:
     with full_of_large_files as service:
         assert service.upload(csv_of(3)).status_code == 200
+
+
+def test_a_batch_is_resumed_without_a_file_beside_any_number_of_large_ones(
+    full_of_large_files: LocalService, directory: Directory
+) -> None:
+    directory.faults([{"kind": "error", "status": 422, "call": "create"}])
+    with full_of_large_files as service:
+        failed = service.upload(csv_of(1)).get_json()
+        assert service.call("POST", f"/batches/{failed['batch_id']}/resume").get_json()["status"] == "completed"
 
 
 def test_a_large_file_gives_its_place_back(directory: Directory) -> None:

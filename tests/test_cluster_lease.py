@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillWaitingError
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -189,6 +190,27 @@ class TestKeeper:
         keep(store, lease, fail)
         wait_for(lambda: caplog.text.count("ZeroDivisionError") > 1)
         lease.fence()
+
+    def test_that_one_run_cannot_be_told_keeps_no_other_from_being_told(
+        self, store: PostgresStore, stopping: threading.Event, keep: Keep
+    ) -> None:
+        def be_lost() -> None:
+            raise TakenOverError("batch-1")
+
+        told = threading.Event()
+        store.add(replace(BATCH, batch_id="batch-2"))
+        store.ask_removal("batch-1")
+        store.ask_removal("batch-2")
+        keeper = LeaseKeeper(store)
+        other = store.take("batch-2")
+        assert other is not None
+        with (
+            keeper.keeping(taken(store, stopping), be_lost),
+            keeper.keeping(Lease(other, time.monotonic(), stopping), told.set),
+        ):
+            keeper.start()
+            assert told.wait(PATIENCE)
+            end(keeper)
 
     def test_while_the_store_is_away_leases_run_out(
         self, stopping: threading.Event, keep: Keep, caplog: pytest.LogCaptureFixture

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import create_hold
 import pacing
 from batch import Row, WaitingFor
-from directory_errors import DirectoryError, NotLetIn, NotSent, OutcomeUnknown, RateLimited
+from directory_errors import DirectoryError, NotLetIn, NotSent, OutcomeUnknown, RateLimited, Withheld
 from pacing import Lane, Pacer
 from rate_limit import SPARE_SECONDS
 from settings import RateLimit, Settings
@@ -340,6 +340,15 @@ class TestA429:
         world.clock.advance(5)
         world.end()
         assert len(world.names) == 4
+
+    def test_when_the_one_to_be_tried_may_not_be_sent_the_next_is_tried(self, world: World) -> None:
+        held(world, rows=2)
+        world.clock.advance(5)
+        world.clock.advance(1)
+        world.end(error=Withheld())
+        assert len(world.names) == 1
+        world.end()
+        assert world.pacer.waiting_for(world.lanes[0]) is None
 
     def test_waits_double_up_to_ten_seconds_while_it_is_refused(self, world: World) -> None:
         held(world)
@@ -693,6 +702,13 @@ class TestEstimates:
         assert world.pacer.seconds_left(lane) == 47
         world.clock.advance(40)
         assert world.pacer.seconds_left(lane) == 7
+
+    def test_nothing_is_learnt_from_a_row_that_may_not_be_sent(self, world: World) -> None:
+        world.add("A", 1)
+        world.clock.advance(1)
+        world.end(error=Withheld())
+        assert world.lanes[0].rested.is_set()
+        assert world.pacer.seconds_left(world.lane("B", 1)) == 5
 
     def test_creates_that_last_longer_are_learnt_from(self, world: World) -> None:
         for _ in range(20):

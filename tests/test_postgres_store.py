@@ -29,6 +29,7 @@ from sqlite_store import SqliteStore
 from store import BatchNotFoundError, GoalChangedError, KeyTakenError, StoreError, TakenOverError
 from tests.directory import ROOT
 from tests.local_service import sqlite_url
+from tests.patience import PATIENCE, wait_for
 from tests.postgres import OwnServer, fresh_database, server, store_at
 
 NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
@@ -222,6 +223,19 @@ class TestJobs:
             broken.add(batch_of())
         assert store.page(9) == []
         assert jobs() == []
+
+    def test_a_statement_of_the_queue_that_is_given_up_is_told_as_one_of_the_store(
+        self, database_url: str, store: PostgresStore
+    ) -> None:
+        with ThreadPoolExecutor(1) as pool, psycopg.connect(database_url) as other:
+            other.execute("LOCK TABLE procrastinate_jobs")
+            adding = pool.submit(store.add, batch_of())
+            waiting = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            with psycopg.connect(database_url, autocommit=True) as third:
+                wait_for(lambda: third.execute(f"{waiting} AND datname = current_database()").fetchall())
+            with pytest.raises(StoreError, match="does not answer"):
+                adding.result(PATIENCE)
+        assert store.page(9) == []
 
     @pytest.mark.parametrize("how", ["killed", "closed by the server"])
     def test_a_connection_that_broke_while_nobody_used_it_is_not_noticed(

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from batch import BatchStatus
 from settings import WORKER_THREADS
 from tests.directory import Directory
 from tests.hospitals import assert_exactly_once, csv_of
-from tests.patience import wait_for
+from tests.local_service import LocalService
+from tests.patience import PATIENCE, wait_for
 from tests.running import RunningService
 
 CSV = csv_of(2)
@@ -170,3 +172,13 @@ def test_when_half_of_the_threads_wait_the_next_upload_is_answered_at_once(
     for batch in service.get("/batches?status=processing").json():
         when_ended(service, f"/batches/{batch['batch_id']}")
     assert all(batch["status"] == "completed" for batch in service.get("/batches?limit=70").json())
+
+
+def test_who_has_begun_a_batch_is_told_of_it_although_it_was_forgotten_meanwhile(directory: Directory) -> None:
+    with LocalService(directory, keep_batches=1) as service:
+        first = service.started(csv_of(1))
+        service.parts.runner.wait(first, PATIENCE)
+        service.upload(csv_of(1, "Another"))
+        assert service.call("GET", f"/batches/{first}").status_code == 404
+        # As the request does that began it, were it so slow.
+        assert service.parts.runner.wait(first, 0).status is BatchStatus.COMPLETED
