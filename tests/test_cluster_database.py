@@ -15,7 +15,7 @@ from tests.cluster import Cluster, RunningWorker
 from tests.directory import Directory
 from tests.events import Follower
 from tests.hospitals import assert_exactly_once, csv_of
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_for
 from tests.postgres import OwnServer
 from tests.running import RunningService
 from tests.uploads import creates
@@ -53,7 +53,7 @@ class TestTheDatabaseAway:
             cluster.when(ids[0], lambda batch: batch["processed_hospitals"] > 0)
             with ThreadPoolExecutor(1) as pool:
                 waiting = pool.submit(cluster.webs[0].upload, csv_of(2, "who waits"))
-                time.sleep(0.5)
+                wait_for(lambda: len(cluster.webs[0].get("/batches").json()) == 3)
                 server.stop()
                 for _ in range(3):
                     refused = cluster.webs[0].upload(csv_of(1, "refused"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -39,6 +38,12 @@ def started(service: RunningService, count: int, tag: str) -> str:
     answer = service.upload(csv_of(count, tag), {"Prefer": "respond-async"})
     assert answer.status_code == 202, answer.text
     return str(answer.json()["batch_id"])
+
+
+def status_of_stream(url: str) -> int:
+    """What a stream is answered with; it is left at once."""
+    with requests.get(url, stream=True, timeout=PATIENCE) as answer:
+        return answer.status_code
 
 
 def rolled_back(service: RunningService, batch_id: str) -> None:
@@ -151,12 +156,7 @@ def test_over_the_bound_a_stream_is_refused_and_a_place_is_free_when_somebody_le
             assert_problem(refused, 503, "Too many callers follow batches")
             assert int(refused.headers["Retry-After"]) > 0
             assert service.get(f"/batches/{batch_id}").status_code == 200
-        deadline = time.monotonic() + PATIENCE
-        while (again := requests.get(url, stream=True, timeout=PATIENCE)).status_code == 503:
-            assert time.monotonic() < deadline, "The place of who left was never free"
-            again.close()
-            time.sleep(0.1)
-        again.close()
+        wait_for(lambda: status_of_stream(url), lambda status: status != 503)
     directory.settings(create_seconds=0.01)
     rolled_back(service, batch_id)
 
