@@ -28,6 +28,8 @@ WHITE_SPACE = (
 )
 
 _BLANK = WHITE_SPACE + "".join(SEPARATORS)
+_SPACE = WHITE_SPACE.replace("\n", "")
+_PADDING = re.compile(rf'"[{_SPACE}]+(?:[,;\t\n]|\Z)|(?:\A|[,;\t\n])[{_SPACE}]+"')
 
 # Excel takes a first line `sep=;` as the separator and not as a row; saved again, it may be quoted or padded.
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t])"?[,;\t ]*(?:\n|\Z)', re.IGNORECASE)
@@ -43,6 +45,7 @@ _WHY_MALFORMED = {
     "part of the value.",
     "field larger than": "a field is longer than {limit:,} characters; a quotation mark may be missing its pair.",
 }
+_LONG_LINE = f"the line is longer than {MAX_LINE_LENGTH:,} characters; is the file a CSV?"
 _TEXT_AFTER_QUOTE = (
     "text follows a closing quotation mark; put the whole value between quotation marks, and write two for one "
     "that is part of it."
@@ -91,20 +94,11 @@ def read_table(text: str, known: tuple[str, ...] = COLUMNS) -> Table:
     if told := _SEPARATOR_LINE.match(text, start):
         start = _after_blank_lines(text, told.end())
         separators = [told.group(1)]
-    _refuse_long_line(text, start)
     table = _likeliest_table(text[start:], separators, 1 + text.count("\n", 0, start), known)
     errors = _errors_in_header(table, known)
     if errors:
         raise FileRefusedError(*errors)
     return table
-
-
-def _refuse_long_line(text: str, start: int) -> None:
-    """A line of a megabyte can be half a million fields, which take fifty times its size to hold."""
-    for line, content in enumerate(text[start:].split("\n"), 1 + text.count("\n", 0, start)):
-        if len(content) > MAX_LINE_LENGTH and content.strip(_BLANK):
-            message = f"Line {line}: the line is longer than {MAX_LINE_LENGTH:,} characters; is the file a CSV?"
-            raise FileRefusedError(CsvError(ErrorCode.MALFORMED, message, line=line))
 
 
 def _after_blank_lines(text: str, start: int) -> int:
@@ -147,20 +141,29 @@ def _open_table(text: str, separator: str, first_line: int, known: tuple[str, ..
     return Table(
         line=header.line,
         headings=[field for field in header.fields if field],
-        columns={key: keys.index(key) for key in keys if key in known},
+        columns=_places(keys, known),
         separator=separator,
         records=records,
     )
 
 
+def _places(keys: list[str], known: tuple[str, ...]) -> dict[str, int]:
+    places: dict[str, int] = {}
+    for place, key in enumerate(keys):
+        if key in known:
+            places.setdefault(key, place)
+    return places
+
+
 def _records(text: str, separator: str, first_line: int) -> Iterator[Record]:
     """Every record of `text` that holds something."""
-    reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True, skipinitialspace=True)
+    lines = _lines(_without_padding(text, separator))
+    reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
     while True:
         line = first_line + reader.line_num
         try:
             fields = next(reader, None)
-        except csv.Error as error:
+        except (csv.Error, _LongLineError) as error:
             raise MalformedRecordError(line, _why_malformed(error)) from error
         if fields is None:
             return
@@ -169,7 +172,34 @@ def _records(text: str, separator: str, first_line: int) -> Iterator[Record]:
             yield Record(line, fields)
 
 
-def _why_malformed(error: csv.Error) -> str:
+class _LongLineError(Exception):
+    """A line is longer than MAX_LINE_LENGTH."""
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Raises _LongLineError: a line of a megabyte can be half a million fields, which take fifty times its size."""
+    for line in io.StringIO(text):
+        if len(line) > MAX_LINE_LENGTH and line.strip(_BLANK):
+            raise _LongLineError
+        yield line
+
+
+def _without_padding(text: str, separator: str) -> str:
+    """The text without white space between the quotation marks of a field and the separators beside it."""
+    if not _PADDING.search(text):
+        return text
+    space = f"[{_SPACE.replace(separator, '')}]*+"
+    end = f"[{separator}\n]"
+    # A quoted field and its end; else fields without quotation marks; else one with some in it. No character is tried
+    # again and again, so the time is in proportion.
+    quoted_field = rf'{space}("[^"]*+(?:""[^"]*+)*+"){space}({end}|\Z)'
+    others = rf'((?:[^"{separator}\n]*+{end})++|[^{separator}\n]*+(?:{end}|\Z))'
+    return re.sub(f"{quoted_field}|{others}", r"\1\2\3", text)
+
+
+def _why_malformed(error: Exception) -> str:
+    if isinstance(error, _LongLineError):
+        return _LONG_LINE
     for beginning, reason in _WHY_MALFORMED.items():
         if str(error).startswith(beginning):
             return reason.format(limit=csv.field_size_limit())

@@ -11,7 +11,7 @@ from dataclasses import replace
 from batch import Batch, Row, RowStatus
 from csv_decoding import decode
 from csv_errors import CsvError, ErrorCode, FileRefusedError
-from csv_header import RESULTS_COLUMNS, Record, read_table
+from csv_header import RESULTS_COLUMNS, WHITE_SPACE, Record, read_table
 from csv_rules import CsvReading, CsvRow, identity, read_rows, row_error
 
 # What a spreadsheet would run as a formula, https://owasp.org/www-community/attacks/CSV_Injection; any number of
@@ -45,7 +45,9 @@ def read_results(content: bytes, *, max_rows: int, encoding: str | None = None) 
         table = read_table(decode(content, encoding), RESULTS_COLUMNS)
     except FileRefusedError as refusal:
         return CsvReading((), refusal.errors, 0)
-    records = (Record(record.line, [unescape(field) for field in record.fields]) for record in table.records)
+    records = (
+        Record(record.line, [unescape(field).strip(WHITE_SPACE) for field in record.fields]) for record in table.records
+    )
     return read_rows(replace(table, records=records), max_rows)
 
 

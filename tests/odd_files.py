@@ -57,6 +57,9 @@ NASTIEST = {
     "half a million columns": b"x," * (MEBIBYTE // 2),
     "16,384 columns": wide(16_384),
     "quoted separators": b'",' * (MEBIBYTE // 2),
+    "the same column again and again": b"," * 100_000 + b"name," * 19_900 + b"address\nA,B\n",
+    "white space beside quotation marks": b"name,address\n" + b'"a" ,\n' * (MEBIBYTE // 6 - 3),
+    "quotation marks without a pair": b'name,address\n"a" ,b\n' + b' "x"y,\n' * (MEBIBYTE // 7 - 5),
     "long cells": HEADER + (b"a" * 26_000 + b"," + b"b" * 26_000 + b",1\n") * 20,
     "a quarter of a million rows": HEADER + b"a,b\n" * ((MEBIBYTE - len(HEADER)) // 4),
 }

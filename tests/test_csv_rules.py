@@ -58,6 +58,10 @@ class TestWhatIsTaken:
             pytest.param('"name","address","phone"\n"A","B","1"', id="everything quoted"),
             pytest.param("name, address, phone\n A , B , 1 ", id="spaces around values"),
             pytest.param('name, address, phone\n"A", "B", "1"', id="spaces before quotation marks"),
+            pytest.param('"name" ,"address"\u00a0, "phone" \n"A" ,"B"\t,"1" \n', id="spaces after quotation marks"),
+            pytest.param('name,address,phone\n\t"A",\u00a0"B",\u200b"1"', id="other white space before them"),
+            pytest.param('"name" ; "address";phone\n"A" ; "B";1', id="spaces beside semicolons"),
+            pytest.param('"name" \t "address"\tphone\n"A" \t "B"\t1', id="spaces beside tabs"),
             pytest.param("name;address;phone\nA;B;1", id="semicolons"),
             pytest.param("name\taddress\tphone\nA\tB\t1", id="tabs"),
             pytest.param('"name";"address";"phone"\n"A";"B";"1"', id="quoted header with semicolons"),
@@ -607,6 +611,21 @@ class TestDuplicates:
             "wrong_field_count",
             "wrong_field_count",
         ]
+
+
+def test_white_space_inside_quotation_marks_stays_where_separators_and_line_breaks_stand_beside_it() -> None:
+    reading = read(HEADER + '"A ""x"" , ""y"" z" ,"B \n , C" \n"D, ""E"" , F", "G" , "1" ')
+    assert values(reading) == [('A "x" , "y" z', "B \n , C", None), ('D, "E" , F', "G", "1")]
+    assert [row.line for row in reading.rows] == [2, 4]
+
+
+def test_a_line_that_is_too_long_comes_with_the_errors_of_the_rows_before_it() -> None:
+    reading = read(HEADER + 'A,,\nB,"C\n' + "x" * 250_000)
+    assert [(str(error.code), error.row, error.line) for error in reading.errors] == [
+        ("missing_value", 1, 2),
+        ("malformed", 2, 3),
+    ]
+    assert messages(reading)[1] == ("Row 2 (line 3): the line is longer than 200,000 characters; is the file a CSV?")
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,7 @@ class TestMending:
             b"name;address;phone;row\r\nBeta 2;2 Road;;2\r\n",
             b"\xef\xbb\xbfname,address,phone,row\r\nBeta 2,2 Road,,2\r\n",
             b"sep=;\nname;address;phone;row\nBeta 2;2 Road;;2\n",
+            b"name,address,phone,row\n'\tBeta 2,2 Road,,2\n",
             b"name,address,phone,row,,\nBeta 2,2 Road,,2,,\n,,,,,\n",
             b"name,address,phone,row\nBeta 2,2 Road,,2\nAlpha,1 Road,555-1,1\n",
             b"name,address,phone,row\nBeta 2,2 Road,,0002\n",
