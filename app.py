@@ -39,6 +39,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config.update(
         MAX_UPLOAD_BYTES=settings.max_upload_bytes,
         MAX_CONTENT_LENGTH=settings.max_request_bytes,
+        # The page sends three fields for each row that is mended.
+        MAX_FORM_PARTS=max(1000, 3 * settings.max_csv_rows + 10),
+        MAX_FORM_MEMORY_SIZE=max(500_000, 5000 * settings.max_csv_rows),
         TRUSTED_HOSTS=list(settings.trusted_hosts) or None,
     )
     parts = Service(settings, *_store_and_runner(settings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from flask import request
-from werkzeug.exceptions import SecurityError
+from werkzeug.exceptions import BadHost, SecurityError
 
 from problems import Problem
 
@@ -13,11 +13,11 @@ _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 def refuse_other_hosts() -> None:
-    """Refuse a request for a host that is not one of `TRUSTED_HOSTS`. Raises `SecurityError`.
+    """Refuse a request for a host that is none, or not one of `TRUSTED_HOSTS`. Raises `BadHost` or `SecurityError`.
 
     Flask has looked already, but would raise it only after all that runs before a request.
     """
-    if isinstance(request.routing_exception, SecurityError):
+    if isinstance(request.routing_exception, (BadHost, SecurityError)):
         raise request.routing_exception
 
 

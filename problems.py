@@ -10,6 +10,7 @@ from typing import Any
 
 from flask import Flask, Response, current_app, render_template, request
 from werkzeug.exceptions import (
+    BadHost,
     BadRequest,
     ClientDisconnected,
     HTTPException,
@@ -74,8 +75,7 @@ def _answer(problem: Problem) -> Response:
     if problem.errors:
         body["errors"] = list(problem.errors)
     if prefers_html():
-        page = problem.page() if problem.page else render_template("problem.html", problem=body)
-        answer = Response(page, mimetype="text/html")
+        answer = Response(_page(problem, body), mimetype="text/html")
     else:
         answer = Response(json.dumps(body) + "\n", mimetype=PROBLEM_TYPE)
     answer.status_code = problem.status.value
@@ -83,10 +83,18 @@ def _answer(problem: Problem) -> Response:
     return answer
 
 
+def _page(problem: Problem, body: Mapping[str, Any]) -> str:
+    if problem.page:
+        return problem.page()
+    if isinstance(request.routing_exception, BadRequest):
+        # It is for no host of ours: no address can be made up for what the page of other refusals links to.
+        return BadRequest(problem.detail).get_body()
+    return render_template("problem.html", problem=body)
+
+
 def _answer_http_exception(error: HTTPException) -> Response:
     status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
     headers = {}
-    page: Callable[[], str] | None = None
     detail = error.description or status.phrase
     match error:
         case NotFound():
@@ -102,9 +110,9 @@ def _answer_http_exception(error: HTTPException) -> Response:
             detail = "The body of the request ended too early; send it again."
         case SecurityError():
             detail = "This host name is not one of TRUSTED_HOSTS."
-            # Nothing that the page of other refusals links to would be answered, and no address can be made up for it.
-            page = BadRequest(detail).get_body
-    return _answer(Problem(status, detail, headers=headers, page=page))
+        case BadHost():
+            detail = "The `Host` header does not name a host."
+    return _answer(Problem(status, detail, headers=headers))
 
 
 def _answer_no_batch(error: BatchNotFoundError) -> Response:

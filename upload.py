@@ -70,7 +70,8 @@ def read_optional_upload(*, must_be_multipart: bool = False) -> Upload | None:
     """The file of the current request, None when none was chosen. Raises `Problem`: 415, 413, 400 several files."""
     files = _files()
     if request.mimetype != "multipart/form-data":
-        if not must_be_multipart and not request.get_data():
+        # Werkzeug has read the body of another kind of form already.
+        if not must_be_multipart and not request.form and not request.get_data():
             return None
         raise Problem(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,

@@ -207,7 +207,9 @@ def test_another_site_is_refused_even_with_a_key(guarded: LocalService) -> None:
 
 def test_a_wrong_host_name_is_refused_before_a_key_is_asked_for(directory: Directory) -> None:
     with LocalService(directory, api_keys=(ApiKey("office", OFFICE),), trusted_hosts=("localhost",)) as service:
-        assert service.call("GET", "/batches", {"Host": "elsewhere.invalid"}).status_code == 400
+        for host in ("elsewhere.invalid", "a..b"):
+            for accept in ("*/*", "text/html"):
+                assert service.call("GET", "/batches", {"Host": host, "Accept": accept}).status_code == 400
         assert service.call("GET", "/batches", {"Host": "localhost"}).status_code == 401
 
 

@@ -322,6 +322,16 @@ def test_a_browser_is_told_in_a_page_that_the_host_is_another(lonely_service: Ru
         assert "This host name is not one of TRUSTED_HOSTS." in answer.text
 
 
+@pytest.mark.parametrize("host", ["a..b", ".", "..", "x" * 64 + ".example"])
+@pytest.mark.parametrize("path", ["/", "/health", "/nowhere"])
+def test_a_host_that_is_none_is_refused_in_json_and_in_a_page(service: RunningService, host: str, path: str) -> None:
+    assert_problem(service.get(path, Host=host), 400, "does not name a host")
+    page = service.get(path, Host=host, Accept="text/html")
+    assert (page.status_code, page.headers["Content-Type"]) == (400, "text/html; charset=utf-8")
+    assert "does not name a host" in page.text
+    assert "Traceback" not in service.output
+
+
 # Health
 
 

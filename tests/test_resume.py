@@ -602,9 +602,24 @@ class TestRefusedFiles:
     def test_what_is_no_csv(self, failed: tuple[LocalService, Json]) -> None:
         assert [error["code"] for error in self.refused(failed, b"PK\x05\x06")] == ["not_csv"]
 
-    def test_another_kind_of_body(self, failed: tuple[LocalService, Json]) -> None:
+    def test_a_form_mends_as_many_rows_as_an_upload_may_have(self, directory: Directory) -> None:
+        directory.settings(create_seconds=0, batch_size=0)
+        directory.faults([{"kind": "error", "status": 422, "call": "create", "times": None}])
+        with LocalService(directory, max_csv_rows=500) as service:
+            batch = answered(service.upload(csv_of(500)))
+            assert batch["failed_hospitals"] == 500
+            directory.faults([])
+            fields = {f"name-{row['row']}": f"Mended {row['row']}" for row in batch["hospitals"]}
+            fields |= {f"address-{row['row']}": "1 Road" for row in batch["hospitals"]}
+            fields |= {f"phone-{row['row']}": "1" for row in batch["hospitals"]}
+            path = f"/batches/{batch['batch_id']}/resume"
+            answer = service.call("POST", path, data=fields, content_type="multipart/form-data")
+            assert answered(answer)["status"] == "completed"
+
+    @pytest.mark.parametrize("kind", ["text/csv", "application/x-www-form-urlencoded", "application/json"])
+    def test_another_kind_of_body(self, failed: tuple[LocalService, Json], kind: str) -> None:
         service, batch = failed
-        answer = service.call("POST", f"/batches/{batch['batch_id']}/resume", data=CSV, content_type="text/csv")
+        answer = service.call("POST", f"/batches/{batch['batch_id']}/resume", data=CSV, content_type=kind)
         problem(answer, 415)
         assert service.batch(batch["batch_id"]) == batch
 
