@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 import requests
@@ -105,10 +106,15 @@ def _check_port(port: int) -> None:
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise StartError(f"Port {port} cannot be used ({reason}); PORT={port + 1} sets another one.") from error
+    except OverflowError as error:
+        raise StartError(f"There is no port {port}; PORT=8000 sets others.") from error
 
 
 def _is_healthy(port: int) -> bool:
-    try:
-        return requests.get(f"http://{HOST}:{port}/health", timeout=1).ok
-    except requests.RequestException:
-        return False
+    with requests.Session() as session:
+        session.trust_env = False  # no proxy leads to this machine
+        try:
+            # With TRUSTED_HOSTS this host may be refused.
+            return session.get(f"http://{HOST}:{port}/health", timeout=1).status_code < HTTPStatus.INTERNAL_SERVER_ERROR
+        except requests.RequestException:
+            return False

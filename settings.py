@@ -188,7 +188,7 @@ def _base_url(text: str) -> str:
 
 
 def _database_url(text: str) -> str:
-    if re.fullmatch(r"sqlite:///[^?#:]+", text):
+    if re.fullmatch(r"sqlite:///[^?#:]*[^?#:/]", text):
         return text
     postgres = re.fullmatch(r"postgres(?:ql)?(?:\+psycopg)?://(([^\s/?]*)/[^\s/?]+(?:\?\S*)?)", text)
     if postgres and "@" in postgres[2].rpartition("@")[0]:

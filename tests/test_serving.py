@@ -214,12 +214,16 @@ def test_told_to_stop_it_does_not_wait_for_a_sleeper_to_wake(directory: Director
 class Launched:
     """The launcher in a session of its own, as under a terminal; `text` is what it has said."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, **settings: str) -> None:
         self.process = subprocess.Popen(
             LAUNCHER,
             cwd=ROOT,
             env=environment(
-                port=str(port), embedded_directory_port="0", embedded_directory_create_seconds="0.1", log_level="ERROR"
+                port=str(port),
+                embedded_directory_port="0",
+                embedded_directory_create_seconds="0.1",
+                log_level="ERROR",
+                **settings,
             ),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -266,6 +270,12 @@ def test_the_launcher_says_where_to_look_and_how_to_upload() -> None:
 
         assert requests.get(page, headers={"Host": "evil.example"}, timeout=PATIENCE).status_code == 400
         ends_cleanly(launched, signal.SIGINT, to_group=False)
+
+
+def test_the_launcher_starts_also_where_the_settings_are_those_of_another_host() -> None:
+    with Launched(free_port(), trusted_hosts="example.org", http_proxy="http://127.0.0.1:1") as launched:
+        assert "Ctrl-C ends both" in launched.text
+        ends_cleanly(launched, signal.SIGTERM, to_group=False)
 
 
 @pytest.mark.parametrize(

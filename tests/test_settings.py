@@ -117,6 +117,11 @@ def test_the_settings_do_not_show_a_key_when_they_are_printed() -> None:
     assert "s3cret" not in repr(load_settings({"API_KEYS": "office:s3cret"}))
 
 
+@pytest.mark.parametrize("text", ["sqlite://", "sqlite:///", "sqlite:////", "sqlite:////data/", "sqlite:///:memory:"])
+def test_a_database_that_is_no_file_is_refused(text: str) -> None:
+    assert refusal(DATABASE_URL=text).startswith("DATABASE_URL is not right: it must be empty")
+
+
 WHOLE = "0", "-1", "+1", "1.0", "1e3", "ten", "٣", "1_000", "9" * 13
 SECONDS = "-0.1", "nan", "inf", "-inf", "3601", "5 s", "5,5"
 
