@@ -12,8 +12,8 @@ from gunicorn.workers.gthread import TConn
 
 from serving.arriving_request import ArrivingRequests, Received
 
-# What a thread does not wait for until it has left.
-MAX_UNSENT_BYTES = 4 * 1024 * 1024
+# What a thread does not wait for until it has left: more than any answer has while uploads have a megabyte.
+MAX_UNSENT_BYTES = 16 * 1024 * 1024
 
 
 class State(Enum):
