@@ -31,10 +31,10 @@ class StartError(Exception):
 
 
 def serve(start: Callable[[ExitStack], Sequence[Process]]) -> int:
-    """Start processes, and end them all when told to by Ctrl-C or SIGTERM, or when the terminal is closed, or when one
-    that `start` returns has ended.
+    """Start processes, and end them all when told to, or when one that `start` returns has ended.
 
-    What `start` enters on the stack is left then. Returns the exit status: 0 when told to, 1 otherwise.
+    They are told by Ctrl-C, by SIGTERM, or by closing the terminal. What `start` enters on the stack is left then.
+    Returns the exit status: 0 when told to, 1 otherwise.
     """
     # Ctrl-C also where a shell that started this in the background had it ignored.
     for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -16,7 +16,6 @@ from batch import Batch, BatchStatus, Goal, IdempotencyKey, Row, RowStatus, Wait
 from schema import batch_table, row_table
 from store import BatchNotFoundError, KeyTakenError, StoreError, WrongStatusError
 
-AWAY = "The database does not answer at the moment; try it again in a few seconds."
 _UPDATE_ROW = (
     update(row_table)
     .where(row_table.c.batch_id == bindparam("of_batch"), row_table.c.row == bindparam("number"))
@@ -129,6 +128,11 @@ class SqlStore(ABC):
             connection.execute(text("SELECT 1"))
 
 
+def database_away(reason: str = "") -> StoreError:
+    """The error for a database that does not answer; `reason` is said in the middle of its sentence."""
+    return StoreError(f"The database does not answer at the moment{reason}; try it again in a few seconds.")
+
+
 @contextmanager
 def told_as_store_error() -> Iterator[None]:
     """Raise `StoreError` where the database does not answer."""
@@ -137,7 +141,7 @@ def told_as_store_error() -> Iterator[None]:
     except (OperationalError, InterfaceError, InternalError, PoolTimeoutError) as error:
         # SQLite's words help (the disk is full, say); those of a server tell callers where it is.
         reason = f" ({error.orig})" if isinstance(error, DBAPIError) and isinstance(error.orig, sqlite3.Error) else ""
-        raise StoreError(AWAY.replace(";", f"{reason};")) from error
+        raise database_away(reason) from error
 
 
 def get_batch(connection: Connection, batch_id: str, *, for_update: bool = False) -> Batch:

@@ -26,8 +26,7 @@ from sqlalchemy import Connection, func, make_url, select
 
 import logs
 from cluster.connector import PatientConnector, first_line, make_pool
-from sql_store import AWAY
-from store import StoreError
+from sql_store import database_away
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ def defer(connection: Connection, batch_id: str, settled_after: int | None) -> N
     try:
         task.defer(batch_id=batch_id, settled_after=settled_after)
     except ConnectorException as error:
-        raise StoreError(AWAY) from error
+        raise database_away() from error
 
 
 class QueueWorker:
