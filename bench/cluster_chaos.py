@@ -24,10 +24,11 @@ from typing import Any
 
 import requests
 
-from bench.harness import print_counts, wait_until
+from bench.harness import print_counts
 from tests.cluster import Cluster, RunningWorker
 from tests.directory import Directory
 from tests.hospitals import csv_of
+from tests.patience import wait_for
 from tests.postgres import OwnServer
 
 ROUNDS, SEED = 20, 1
@@ -168,7 +169,7 @@ def finish(cluster: Cluster, uploads: Uploads) -> tuple[int, int]:
     resumed: set[str] = set()
     removed_again: set[str] = set()
     for _ in range(1 + RESUMES):
-        wait_until(PATIENCE_SECONDS, lambda: not _batches(cluster, "processing"))
+        wait_for(lambda: not _batches(cluster, "processing"), bool, PATIENCE_SECONDS)
         left = {batch["batch_id"]: batch["status"] for batch in _batches(cluster)}
         for key, batch_id in uploads.batch_ids.items():
             if key in uploads.removed and left[batch_id] != "rolled_back":

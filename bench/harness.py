@@ -77,15 +77,6 @@ def unlimited_directory(create_seconds: float) -> dict[str, Any]:
     }
 
 
-def wait_until(patience_seconds: float, holds: Callable[[], bool]) -> None:
-    """Return when something holds. Raises `RuntimeError` when it does not in so many seconds."""
-    give_up_at = time.monotonic() + patience_seconds
-    while not holds():
-        if time.monotonic() > give_up_at:
-            raise RuntimeError("That never came.")
-        time.sleep(0.1)
-
-
 def print_counts(counts: dict[str, int], must_be_none: int) -> bool:
     """Print what was counted; whether any of the first `must_be_none`, which must all be 0, is not."""
     print()

@@ -22,10 +22,11 @@ from typing import Any
 
 import requests
 
-from bench.harness import print_counts, wait_until
+from bench.harness import print_counts
 from tests.directory import Directory
 from tests.hospitals import csv_of
-from tests.running import RunningService
+from tests.patience import wait_for
+from tests.running import RunningService, is_gone
 
 ROUNDS, SEED = 50, 1
 LONGEST_LIFE_SECONDS = 5.0
@@ -80,11 +81,11 @@ def end(service: RunningService, how: str) -> float:
         service.process.kill()
         service.process.wait()
     os.kill(worker, signal.SIGKILL)
-    wait_until(PATIENCE_SECONDS, lambda: _is_gone(worker))
+    wait_for(lambda: is_gone(worker), bool, PATIENCE_SECONDS)
     if how == "kill -9":
         service.stop()
     else:
-        wait_until(PATIENCE_SECONDS, lambda: _is_healthy(service))
+        wait_for(lambda: _is_healthy(service), bool, PATIENCE_SECONDS)
     return time.monotonic() - started_at
 
 
@@ -121,7 +122,7 @@ def finish(service: RunningService, uploads: Uploads) -> int:
         uploads.send(key, service)
     resumed: set[str] = set()
     for _ in range(1 + RESUMES):
-        wait_until(PATIENCE_SECONDS, lambda: not _batches(service, "processing"))
+        wait_for(lambda: not _batches(service, "processing"), bool, PATIENCE_SECONDS)
         unfinished = [batch["batch_id"] for batch in _batches(service) if batch["status"] != "completed"]
         resumed.update(unfinished)
         for batch_id in unfinished:
@@ -193,14 +194,6 @@ def _is_healthy(service: RunningService) -> bool:
     with suppress(requests.RequestException):
         return service.get("/health").ok
     return False
-
-
-def _is_gone(pid: int) -> bool:
-    """Whether a process has ended, even when nobody has asked for its status yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 if __name__ == "__main__":

@@ -111,3 +111,11 @@ class RunningService:
             return requests.get(f"{url}/health", timeout=PATIENCE).status_code < 500
         except requests.RequestException:
             return False
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, even when nobody has asked for its status yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True

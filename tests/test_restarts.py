@@ -22,7 +22,7 @@ from tests.directory import Directory
 from tests.hospitals import assert_exactly_once, csv_of
 from tests.metrics import samples
 from tests.patience import PATIENCE, wait_for
-from tests.running import RunningService
+from tests.running import RunningService, is_gone
 from tests.uploads import creates
 
 Rule = dict[str, Any]
@@ -348,14 +348,6 @@ def calm_down(directory: Directory) -> None:
         return False
 
     wait_for(done)
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended, even when nobody has asked for its status yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ import requests
 from tests.directory import Directory
 from tests.hospitals import csv_of
 from tests.patience import PATIENCE, wait_for
-from tests.running import RunningService
+from tests.running import RunningService, is_gone
 
 ROOT = Path(__file__).parent.parent
 GUNICORN = [sys.executable, "-m", "gunicorn", "app:app", "--bind", "127.0.0.1:0"]
@@ -46,14 +46,6 @@ def children_of(pid: int) -> list[int]:
     except FileNotFoundError:
         return []
     return direct + [grandchild for child in direct for grandchild in children_of(child)]
-
-
-def is_there(pid: int) -> bool:
-    """Whether the process runs; one that has ended and was not waited for does not."""
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
 
 
 # Starting
@@ -138,7 +130,7 @@ def assert_ends_well(service: RunningService, caller: Future[requests.Response],
     assert answer.json()["status"] == "processing"
     assert answer.headers["Location"] == f"/batches/{answer.json()['batch_id']}"
     assert service.process.wait(PATIENCE) == 0
-    assert not any(map(is_there, pids))
+    assert all(map(is_gone, pids))
     assert "Traceback" not in service.output
     return time.monotonic() - started_at
 
@@ -297,7 +289,7 @@ def ends_cleanly(launched: Launched, number: signal.Signals, *, to_group: bool) 
     else:
         launched.process.send_signal(number)
     assert launched.process.wait(PATIENCE) == 0
-    assert not any(map(is_there, pids))
+    assert all(map(is_gone, pids))
     assert launched.process.stdout is not None
     assert "Traceback" not in launched.process.stdout.read()
 
